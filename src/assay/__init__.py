@@ -1,0 +1,69 @@
+"""Assay measures what a neural network has learned, in its weights and in its activations.
+
+The public verbs are imported when they are first used, so ``import assay`` itself is light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from assay.activations.causal_trace import causal_trace
+    from assay.activations.logit_lens import logit_lens
+    from assay.activations.neuron_importance import neuron_importance
+    from assay.activations.survey import survey
+    from assay.errors import BadInput
+    from assay.models.anatomy import Layout
+    from assay.models.edits import at
+    from assay.models.intervention import capture, intervene
+    from assay.models.loading import load, wrap
+    from assay.models.partial import partial_forward
+    from assay.runs.result import Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadInput",
+    "Layout",
+    "Result",
+    "__version__",
+    "at",
+    "capture",
+    "causal_trace",
+    "intervene",
+    "load",
+    "logit_lens",
+    "neuron_importance",
+    "partial_forward",
+    "survey",
+    "wrap",
+]
+
+_HOMES = {
+    "BadInput": "assay.errors",
+    "Layout": "assay.models.anatomy",
+    "Result": "assay.runs.result",
+    "at": "assay.models.edits",
+    "capture": "assay.models.intervention",
+    "causal_trace": "assay.activations.causal_trace",
+    "intervene": "assay.models.intervention",
+    "load": "assay.models.loading",
+    "logit_lens": "assay.activations.logit_lens",
+    "neuron_importance": "assay.activations.neuron_importance",
+    "partial_forward": "assay.models.partial",
+    "survey": "assay.activations.survey",
+    "wrap": "assay.models.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public verb from its home on first use, and keep it here."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'assay' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
