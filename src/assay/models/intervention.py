@@ -1,0 +1,200 @@
+"""Capture and intervene: read and replace activations at sites in one forward pass of the untouched module.
+
+Hooks are put on for one pass and taken off after it, also after an exception. Where nothing is edited the module
+computes what it would have computed: logits are bit-identical, because hooks read and change nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from assay.errors import BadInput
+from assay.models import edits as editing
+from assay.models.edits import Edit
+from assay.models.inputs import Batch, Prompt, batch
+from assay.models.model import Model
+from assay.models.pattern import AttentionPatterns
+from assay.models.sites import Port, find_port
+
+Inputs: TypeAlias = "Batch | Prompt | Sequence[Prompt] | Mapping[str, Any] | tuple[Any, ...]"
+
+
+def capture(model: Model, inputs: Inputs, sites: Sequence[str], *, grad: bool = False) -> dict[str, Tensor]:
+    """Read activations at sites in one forward pass.
+
+    Args:
+        model: a model from ``load`` or ``wrap``.
+        inputs: a text, a list of texts, token ids, or a ``Batch``; for a module that is not a decoder, a tensor, a
+            tuple of positional arguments or a mapping of keyword arguments.
+        sites: names of sites (:mod:`assay.models.sites`), TransformerLens names, or module paths.
+        grad: keep the graph, so that gradients flow to and through what is captured.
+
+    Returns:
+        The activations under the names they were asked by, batch first: residual sites (batch, pos, d_model);
+        ``q``, ``k``, ``v``, ``z`` (batch, pos, head, d_head); ``pattern`` (batch, head, query, key); neurons
+        (batch, pos, neuron); ``logits`` (batch, pos, vocabulary). They are views of what the module computed, not
+        copies; a ``clone()`` is the caller's to make.
+
+    Raises:
+        BadInput: an unknown site or layer, or a site this architecture does not have.
+    """
+    return intervene(model, inputs, {}, capture=sites, grad=grad)
+
+
+def intervene(
+    model: Model,
+    inputs: Inputs,
+    edits: Mapping[str, Edit],
+    *,
+    capture: Sequence[str] = ("logits",),
+    grad: bool = False,
+) -> dict[str, Tensor]:
+    """Replace activations at sites, and read others, in one forward pass.
+
+    A site that is both edited and captured is captured after its edit: as the rest of the network sees it.
+
+    Args:
+        model: a model from ``load`` or ``wrap``.
+        inputs: as for :func:`capture`.
+        edits: site to edit: a tensor, a number, a function of the activation, ``at(...)`` for a part of it, or a
+            sequence of edits applied in order.
+        capture: the sites to read.
+        grad: keep the graph.
+
+    Returns:
+        The captured activations under the names they were asked by.
+
+    Raises:
+        BadInput: an unknown site, a read-only one (norm scales), or an edit whose shape does not fit.
+    """
+    arguments, keywords, shape = _arguments(model, inputs)
+    wiring = _wire(model, edits, capture, shape)
+    with torch.set_grad_enabled(grad), wiring.connected(), _patterns(wiring):
+        output = model.module(*arguments, **keywords)
+    missing = [site for site in capture if site not in wiring.captured and wiring.ports[site].module is not None]
+    if missing:
+        raise BadInput(f"sites {missing} were not reached by this forward pass")
+    return _with_output(wiring, output, edits, capture)
+
+
+@dataclass(eq=False)
+class Wiring:
+    """The hooks of one forward pass: which ports are edited and read, and what has been read so far.
+
+    ``shape`` is (batch, pos): some families flatten the two inside their blocks, and are seen unflattened.
+    """
+
+    shape: tuple[int, int] | None
+    ports: dict[str, Port] = field(default_factory=dict)
+    edits: dict[str, Edit] = field(default_factory=dict)
+    wanted: list[str] = field(default_factory=list)
+    captured: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Put the hooks on, and take them off whatever happens."""
+        by_module: dict[tuple[nn.Module, str], list[str]] = defaultdict(list)
+        for site, port in self.ports.items():
+            if port.module is not None:
+                by_module[(port.module, port.slot)].append(site)
+        with ExitStack() as stack:
+            for (module, slot), sites in by_module.items():
+                stack.callback(self._hook(module, slot, sites).remove)
+            yield
+
+    def _hook(self, module: nn.Module, slot: str, sites: list[str]) -> RemovableHandle:
+        def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+            tensor = _first(args, kwargs)
+            changed = self.visit(sites, tensor)
+            return None if changed is tensor else _replace_first(args, kwargs, changed)
+
+        def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            tensor = output[0] if isinstance(output, tuple) else output
+            changed = self.visit(sites, tensor)
+            if changed is tensor:
+                return None
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        if slot == "input":
+            return module.register_forward_pre_hook(on_input, with_kwargs=True)
+        return module.register_forward_hook(on_output)
+
+    def visit(self, sites: list[str], tensor: Tensor) -> Tensor:
+        """Apply the edits of the sites at one port, then read them; the tensor itself where nothing was edited."""
+        flat = self.shape is not None and tensor.ndim == 2 and tensor.shape[0] == self.shape[0] * self.shape[1]  # noqa: PLR2004
+        seen = tensor.unflatten(0, self.shape) if flat and self.shape is not None else tensor
+        changed = seen
+        for site in sites:
+            if site in self.edits:
+                port = self.ports[site]
+                changed = port.write(changed, editing.apply(self.edits[site], port.read(changed), port.axes, site))
+        for site in sites:
+            if site in self.wanted:
+                self.captured[site] = self.ports[site].read(changed)
+        if changed is seen:
+            return tensor
+        return changed.flatten(0, 1) if flat else changed
+
+
+def _wire(model: Model, edits: Mapping[str, Edit], capture: Sequence[str], shape: tuple[int, int] | None) -> Wiring:
+    wiring = Wiring(shape, edits=dict(edits), wanted=list(capture))
+    for site in (*edits, *capture):
+        if not isinstance(site, str):
+            raise BadInput(f"a site is a name such as 'resid_post.3', not {site!r}")
+        wiring.ports[site] = find_port(model.anatomy, model.module, site)
+    for site in edits:
+        if wiring.ports[site].derive is not None:
+            raise BadInput(f"site {site!r} is computed from the norm's input and can only be read; edit that input instead")
+    return wiring
+
+
+def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:
+    watched = {site: port for site, port in wiring.ports.items() if port.attention is not None}
+    if not watched:
+        return ExitStack()
+    modules: dict[nn.Module, list[str]] = defaultdict(list)
+    for site, port in watched.items():
+        modules[port.attention].append(site)  # type: ignore[index]
+    return AttentionPatterns(modules, wiring.edits, wiring.wanted, wiring.captured)
+
+
+def _with_output(wiring: Wiring, output: Any, edits: Mapping[str, Edit], capture: Sequence[str]) -> dict[str, Tensor]:
+    """Serve the sites that are the model's own output."""
+    whole = [site for site, port in wiring.ports.items() if port.module is None and port.attention is None]
+    if whole:
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        logits = output[0] if logits is None else logits
+        for site in whole:
+            if site in edits:
+                logits = editing.apply(edits[site], logits, wiring.ports[site].axes, site)
+        wiring.captured.update(dict.fromkeys(whole, logits))
+    return {site: wiring.captured[site] for site in capture}
+
+
+def _arguments(model: Model, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int, int] | None]:
+    if model.anatomy is None:
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs), None
+        return (inputs if isinstance(inputs, tuple) else (inputs,)), {}, None
+    made = batch(model, inputs)  # type: ignore[arg-type]
+    rows, positions = made.input_ids.shape
+    return (), made.arguments(model), (rows, positions)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    if args:
+        return args[0]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else next(v for v in kwargs.values() if isinstance(v, Tensor))
+
+
+def _replace_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, Any]:
+    if args:
+        return (value, *args[1:]), kwargs
+    name = "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    return args, {**kwargs, name: value}

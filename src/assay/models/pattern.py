@@ -1,0 +1,146 @@
+"""Attention patterns, recomputed from the queries and keys the module itself hands to its attention kernel.
+
+Fused kernels never hold the pattern. Every attention implementation of PyTorch and transformers goes through
+``scaled_dot_product_attention`` or a softmax over (batch, head, query, key) scores, so watching those two calls
+inside an attention module serves every family, and leaves the kernel's own arithmetic as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from assay.models import edits as editing
+from assay.models.edits import Edit
+
+AXES = {"rows": 0, "heads": 1, "positions": 2, "neurons": -1}
+SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.nn.functional.softmax)
+SCORES_NDIM = 4
+
+
+class AttentionPatterns(TorchFunctionMode):
+    """Read or replace attention patterns while a module runs.
+
+    Args:
+        sites: attention module to the names of its pattern's site.
+        edits: site to edit; a kernel whose pattern is edited is replaced by ``pattern @ values``.
+        wanted: sites to read.
+        captured: where what is read is put: patterns (batch, head, query, key).
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[nn.Module, list[str]],
+        edits: Mapping[str, Edit],
+        wanted: Sequence[str],
+        captured: dict[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self._sites, self._edits, self._wanted, self._captured = sites, edits, wanted, captured
+        self._inside: list[str] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "AttentionPatterns":
+        """Start watching: the attention modules say when they begin and end."""
+        for module, names in self._sites.items():
+            for handle in self._bracket(module, names):
+                self._stack.callback(handle.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching, whatever happened."""
+        self._stack.close()
+        super().__exit__(*exception)
+
+    def _bracket(self, module: nn.Module, names: list[str]) -> tuple[RemovableHandle, RemovableHandle]:
+        def begin(*_: Any) -> None:
+            self._inside = names
+
+        def end(*_: Any) -> None:
+            self._inside = []
+
+        return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Watch the two calls; every other one is passed on as it is."""
+        kwargs = kwargs or {}
+        names, result = self._inside, None
+        if not names:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            self._inside = []  # what we compute ourselves is not watched
+            pattern = attention_pattern(*args, **kwargs)
+            changed = self._visit(names, pattern)
+            value = args[2] if len(args) > 2 else kwargs["value"]  # noqa: PLR2004
+            result = func(*args, **kwargs) if changed is pattern else changed @ _repeat_heads(value, pattern.shape[1])
+        elif func in SOFTMAX and args[0].ndim == SCORES_NDIM:
+            self._inside = []
+            result = func(*args, **kwargs)
+            keys = result.shape[-1] - (result.shape[-1] - result.shape[-2] == 1)  # an attention sink is one key more
+            changed = self._visit(names, result[..., :keys])
+            result = torch.cat([changed, result[..., keys:]], -1) if self._edited(names) else result
+        else:
+            return func(*args, **kwargs)
+        self._inside = names
+        return result
+
+    def _edited(self, names: list[str]) -> bool:
+        return any(name in self._edits for name in names)
+
+    def _visit(self, names: list[str], pattern: Tensor) -> Tensor:
+        changed = pattern
+        for name in names:
+            if name in self._edits:
+                changed = editing.apply(self._edits[name], changed, AXES, name)
+        self._captured.update({name: changed for name in names if name in self._wanted})
+        return changed
+
+
+def attention_pattern(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    r"""The pattern of one kernel call, with the kernel's own arguments.
+
+    .. math:: P = \mathrm{softmax}(s\,q k^\top + M)
+
+    Args:
+        query: (batch, head, query, d_head), positions already encoded.
+        key: (batch, kv head, key, d_head).
+        value: (batch, kv head, key, d_value); not used, but part of the call.
+        attn_mask: additive, or boolean with ``True`` where attention is allowed; broadcastable.
+        dropout_p: not used: patterns are those of evaluation.
+        is_causal: whether query i sees keys up to i.
+        scale: the factor s, one over the root of d_head by default.
+        enable_gqa: key heads are shared by several query heads.
+
+    Returns:
+        (batch, head, query, key), rows summing to 1.
+    """
+    key = _repeat_heads(key, query.shape[1])
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return F.softmax(scores, dim=-1)
+
+
+def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
+    groups = heads // tensor.shape[1]
+    return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
