@@ -1,11 +1,10 @@
 """Tiny random decoder models, one per way a transformers family arranges a block.
 
-Every parameter is drawn from a fixed seed and none is left at a trivial value: norm weights scatter around their
-start, biases are not zero, soft caps and multipliers are not one, sliding windows are shorter than the prompts.
-A test that ignores any of them therefore fails.
+Every parameter is drawn from a fixed seed and none is left at a trivial value: norm weights scatter around
+their start, biases are not zero, soft caps and multipliers are not one, sliding windows are shorter than the
+prompts. Code that ignores any of them therefore fails its test.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,9 +29,18 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
 }
-"""Settings shared by the families that follow LLaMA's names: grouped queries, an MLP width that is not 4 x hidden."""
+"""Settings of the families that follow LLaMA's names: grouped queries, an MLP that is not 4 x hidden wide."""
 
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 56, "n_positions": CONTEXT}
+
+GPT2_NAMES: dict[str, Any] = {
+    "blocks": "transformer.h",
+    "norm": "transformer.ln_f",
+    "attention": "attn",
+    "o_proj": "c_proj",
+    "pre_norms": ("ln_1", "ln_2"),
+}
+"""Fields of `Family` that the families with GPT-2's names share."""
 
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 
@@ -54,12 +62,17 @@ class Family:
         o_proj: the projection from `z` to `attn_out`, inside the attention module.
         mlp: MLP module inside a block; None where the block holds its layers itself.
         down: the projection from `mlp_act` to `mlp_out`, inside the block; None where experts hide it.
-        post_norms: norms inside a block through which the attention's and the MLP's outputs go before they are added.
+        pre_norms: norms inside a block that read the residual stream before attention and before the MLP;
+            None where the module reads it raw, or where both modules share the first.
+        post_norms: norms inside a block through which what attention and MLP write goes before it is added.
         residual_scale: factor on both contributions before they are added.
         logit_scale: factor on the unembedding's result.
         soft_cap: bound c of c * tanh(logits / c) on the final logits.
         sinks: attention rows sum to less than one.
+        clip: bound on the entries of queries, keys and values.
         d_head: width of one head's value.
+        norm_after_add: each sum of stream and contribution is normalised before it is passed on.
+        project_out: path of a projection between the last block and the unembedding.
     """
 
     kind: str
@@ -74,12 +87,16 @@ class Family:
     o_proj: str = "o_proj"
     mlp: str | None = "mlp"
     down: str | None = "mlp.down_proj"
+    pre_norms: tuple[str | None, str | None] = ("input_layernorm", "post_attention_layernorm")
     post_norms: tuple[str | None, str | None] = (None, None)
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     soft_cap: float | None = None
     sinks: bool = False
+    clip: float | None = None
     d_head: int = 8
+    norm_after_add: bool = False
+    project_out: str | None = None
 
     @property
     def has_neurons(self) -> bool:
@@ -98,7 +115,7 @@ class Family:
 
 @torch.no_grad()
 def scatter(model: PreTrainedModel) -> None:
-    """Redraw every matrix and add noise to every vector, so that no parameter has a value a test could miss."""
+    """Redraw every matrix and add noise to every vector, so that no parameter is zero or one."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=WEIGHT_SCALE)
@@ -120,7 +137,7 @@ def gpt2_like(kind: str, settings: dict[str, Any] | None = None, **notes: Any) -
     return Family(
         kind,
         {**GPT2, **(settings or {})},
-        **{"blocks": "transformer.h", "norm": "transformer.ln_f", "attention": "attn", "o_proj": "c_proj", **notes},
+        **{**GPT2_NAMES, **notes},
     )
 
 
@@ -135,7 +152,7 @@ def opt_like(settings: dict[str, Any], **notes: Any) -> Family:
         o_proj="out_proj",
         mlp=None,
         down="fc2",
-        **notes,
+        **{"pre_norms": ("self_attn_layer_norm", "final_layer_norm"), **notes},
     )
 
 
@@ -159,7 +176,10 @@ def neox_like(parallel: bool) -> Family:
     sizes = {**LLAMA, "use_parallel_residual": parallel, "hidden_act": "gelu"}
     return Family(
         "gpt_neox",
-        {**sizes, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        {
+            **sizes,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        },
         parallel=parallel,
         blocks="gpt_neox.layers",
         norm="gpt_neox.final_layer_norm",
@@ -169,8 +189,15 @@ def neox_like(parallel: bool) -> Family:
     )
 
 
-GEMMA_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
-OLMO_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+GPTJ_NAMES: dict[str, Any] = {
+    "parallel": True,
+    "o_proj": "out_proj",
+    "down": "mlp.fc_out",
+    "pre_norms": ("ln_1", None),
+}
+ONE_NORM = ("input_layernorm", None)
+GEMMA_PRE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     "gpt2": gpt2_like("gpt2", positions="learned", down="mlp.c_proj"),
@@ -198,14 +225,21 @@ FAMILIES: dict[str, Family] = {
         norm="transformer.ln_f",
         attention="attn",
         o_proj="attention.out_proj",
+        pre_norms=("ln_1", "ln_2"),
         down="mlp.c_proj",
     ),
     "gpt_neox": neox_like(parallel=True),
     "gpt_neox-sequential": neox_like(parallel=False),
-    "gptj": gpt2_like("gptj", {"rotary_dim": 4}, parallel=True, o_proj="out_proj", down="mlp.fc_out"),
-    "codegen": gpt2_like("codegen", {"rotary_dim": 4}, parallel=True, o_proj="out_proj", down="mlp.fc_out"),
+    "gptj": gpt2_like("gptj", {"rotary_dim": 4}, **GPTJ_NAMES),
+    "codegen": gpt2_like("codegen", {"rotary_dim": 4}, **GPTJ_NAMES),
     "opt": opt_like({}, norm="model.decoder.final_layer_norm"),
-    "opt-post-norm": opt_like({"do_layer_norm_before": False, "word_embed_proj_dim": 24}, norm=None),
+    "opt-post-norm": opt_like(
+        {"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        norm=None,
+        pre_norms=(None, None),
+        norm_after_add=True,
+        project_out="model.decoder.project_out",
+    ),
     "bloom": Family(
         "bloom",
         {"hidden_size": 32, "n_layer": 3, "n_head": 4},
@@ -216,9 +250,13 @@ FAMILIES: dict[str, Family] = {
         o_proj="dense",
         down="mlp.dense_4h_to_h",
     ),
-    "falcon": falcon_like({"multi_query": True}, parallel=True),
-    "falcon-new": falcon_like({"new_decoder_architecture": True, "num_kv_heads": 2}, parallel=True),
-    "falcon-alibi": falcon_like({"alibi": True, "multi_query": False, "parallel_attn": False}, positions="alibi"),
+    "falcon": falcon_like({"multi_query": True}, parallel=True, pre_norms=ONE_NORM),
+    "falcon-new": falcon_like(
+        {"new_decoder_architecture": True, "num_kv_heads": 2}, parallel=True, pre_norms=("ln_attn", "ln_mlp")
+    ),
+    "falcon-alibi": falcon_like(
+        {"alibi": True, "multi_query": False, "parallel_attn": False}, positions="alibi"
+    ),
     "mpt": Family(
         "mpt",
         {"d_model": 32, "n_layers": 3, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": CONTEXT},
@@ -229,6 +267,7 @@ FAMILIES: dict[str, Family] = {
         o_proj="out_proj",
         mlp="ffn",
         down="ffn.down_proj",
+        pre_norms=("norm_1", "norm_2"),
     ),
     "llama": llama_like("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": llama_like("llama", {"tie_word_embeddings": True, "head_dim": 12}, d_head=12),
@@ -270,7 +309,8 @@ FAMILIES: dict[str, Family] = {
         },
         sliding=WINDOW,
         soft_cap=3.0,
-        post_norms=GEMMA_NORMS,
+        pre_norms=GEMMA_PRE_NORMS,
+        post_norms=POST_NORMS,
         d_head=12,
     ),
     "gemma3": llama_like(
@@ -283,31 +323,36 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ALTERNATING,
         },
         sliding=WINDOW,
-        post_norms=GEMMA_NORMS,
+        pre_norms=GEMMA_PRE_NORMS,
+        post_norms=POST_NORMS,
         d_head=12,
     ),
     "phi": llama_like(
         "phi",
         {"qk_layernorm": True, "hidden_act": "gelu_new"},
         parallel=True,
+        pre_norms=ONE_NORM,
         norm="model.final_layernorm",
         o_proj="dense",
         down="mlp.fc2",
     ),
     "phi3": llama_like("phi3", {"sliding_window": WINDOW}, sliding=WINDOW),
-    "olmo": llama_like("olmo", {"clip_qkv": 0.5}),
-    "olmo2": llama_like("olmo2", post_norms=OLMO_NORMS),
+    "olmo": llama_like("olmo", {"clip_qkv": 0.5}, clip=0.5),
+    "olmo2": llama_like("olmo2", pre_norms=(None, None), post_norms=POST_NORMS),
     "olmo3": llama_like(
         "olmo3",
         {"num_hidden_layers": 4, "sliding_window": WINDOW, "layer_types": ALTERNATING},
         sliding=WINDOW,
-        post_norms=OLMO_NORMS,
+        pre_norms=(None, None),
+        post_norms=POST_NORMS,
     ),
     "olmoe": llama_like(
-        "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.5}, moe=True, down=None
+        "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.5}, moe=True, down=None, clip=0.5
     ),
     "stablelm": llama_like("stablelm", {"use_qkv_bias": True, "qk_layernorm": True}),
-    "stablelm-parallel": llama_like("stablelm", {"use_parallel_residual": True}, parallel=True),
+    "stablelm-parallel": llama_like(
+        "stablelm", {"use_parallel_residual": True}, parallel=True, pre_norms=ONE_NORM
+    ),
     "starcoder2": llama_like("starcoder2", {"sliding_window": WINDOW}, sliding=WINDOW, down="mlp.c_proj"),
     "granite": llama_like(
         "granite",
@@ -335,7 +380,13 @@ FAMILIES: dict[str, Family] = {
         mlp="block_sparse_moe",
         down=None,
     ),
-    "cohere": llama_like("cohere", {"logit_scale": 0.5, "use_qk_norm": True}, parallel=True, logit_scale=0.5),
+    "cohere": llama_like(
+        "cohere",
+        {"logit_scale": 0.5, "use_qk_norm": True},
+        parallel=True,
+        pre_norms=ONE_NORM,
+        logit_scale=0.5,
+    ),
     "cohere2": llama_like(
         "cohere2",
         {
@@ -345,6 +396,7 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ALTERNATING,
         },
         parallel=True,
+        pre_norms=ONE_NORM,
         sliding=WINDOW,
         logit_scale=0.5,
     ),
@@ -410,6 +462,7 @@ FAMILIES: dict[str, Family] = {
         o_proj="out_proj",
         mlp=None,
         down="fc2",
+        pre_norms=("self_attn_layer_norm", "final_layer_norm"),
     ),
     "xglm": Family(
         "xglm",
@@ -425,6 +478,7 @@ FAMILIES: dict[str, Family] = {
         o_proj="out_proj",
         mlp=None,
         down="fc2",
+        pre_norms=("self_attn_layer_norm", "final_layer_norm"),
     ),
     "gpt_oss": llama_like(
         "gpt_oss",
@@ -435,6 +489,12 @@ FAMILIES: dict[str, Family] = {
             "head_dim": 8,
             "sliding_window": WINDOW,
             "layer_types": ALTERNATING,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": CONTEXT // 4,
+            },
         },
         sliding=WINDOW,
         moe=True,
@@ -451,10 +511,24 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ALTERNATING,
         },
         sliding=WINDOW,
-        post_norms=OLMO_NORMS,
+        pre_norms=(None, None),
+        post_norms=POST_NORMS,
     ),
     "helium": llama_like("helium", {"head_dim": 8}),
-    "apertus": llama_like("apertus"),
+    "apertus": llama_like(
+        "apertus",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": CONTEXT // 4,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+        pre_norms=("attention_layernorm", "feedforward_layernorm"),
+    ),
     "arcee": llama_like("arcee", {"hidden_act": "relu2"}),
     "seed_oss": llama_like("seed_oss", {"head_dim": 12}, d_head=12),
     "dbrx": Family(
@@ -479,5 +553,7 @@ FAMILIES: dict[str, Family] = {
         o_proj="out_proj",
         mlp="ffn",
         down=None,
+        pre_norms=("norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),
+        clip=0.5,
     ),
 }
