@@ -23,7 +23,8 @@ MLP_DOWN = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "wo")
 ACTIVATION = ("act_fn", "activation_fn", "act", "activation", "gelu_impl")
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
-FIRST_NORM = ("input_layernorm", "ln_1", "ln1", "norm_1", "self_attn_layer_norm", "input_norm", "attention_norm", "ln_attn")
+FIRST_NORM = ("input_layernorm", "ln_1", "ln1", "norm_1", "self_attn_layer_norm", "input_norm",
+              "attention_norm", "attention_layernorm", "ln_attn")  # fmt: skip
 SECOND_NORM = ("pre_feedforward_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "ln_2", "ln2", "norm_2",
                "final_layer_norm", "ffn_norm", "ln_mlp", "feedforward_layernorm")  # fmt: skip
 AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm", "post_attn_norm")
@@ -98,14 +99,14 @@ class Anatomy:
     Attributes:
         embed: the token embedding.
         blocks: the blocks, first to last.
-        final_norm: the norm after the last block.
+        final_norm: the norm after the last block; ``None`` for blocks that end in a norm of their own.
         unembed: the unembedding; ``None`` for a model without a language-modelling head.
         d_model: width of the residual stream.
     """
 
     embed: nn.Module
     blocks: tuple[Block, ...]
-    final_norm: nn.Module
+    final_norm: nn.Module | None
     unembed: nn.Module | None
     d_model: int
     config: object = field(repr=False)
@@ -257,7 +258,7 @@ def _embedding(module: nn.Module) -> nn.Module:
     return embed
 
 
-def _final_norm(module: nn.Module, container: nn.Module, blocks_path: str) -> nn.Module:
+def _final_norm(module: nn.Module, container: nn.Module, blocks_path: str) -> nn.Module | None:
     name = blocks_path.rpartition(".")[2]
     children = list(container.named_children())
     before = sum(1 for _ in takewhile(lambda pair: pair[0] != name, children))
@@ -266,6 +267,8 @@ def _final_norm(module: nn.Module, container: nn.Module, blocks_path: str) -> nn
         for child_name, child in ordered:
             if child_name == wanted:
                 return child
+    if any(getattr(container, wanted, module) is None for wanted in FINAL_NORM):
+        return None
     raise BadInput(_unknown(module, f"no final norm beside {blocks_path!r}"))
 
 

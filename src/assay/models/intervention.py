@@ -73,14 +73,42 @@ def intervene(
     Raises:
         BadInput: an unknown site, a read-only one (norm scales), or an edit whose shape does not fit.
     """
+    return forward(model, inputs, edits, capture, grad=grad)[0]
+
+
+def forward(
+    model: Model,
+    inputs: Inputs,
+    edits: Mapping[str, Edit],
+    capture: Sequence[str],
+    *,
+    grad: bool = False,
+    **extra: Any,
+) -> tuple[dict[str, Tensor], Any]:
+    """One pass with edits and captures; the rooms' own way in, where the module's output or arguments matter.
+
+    Args:
+        model: the model.
+        inputs: as for :func:`capture`.
+        edits: as for :func:`intervene`.
+        capture: the sites to read.
+        grad: keep the graph.
+        **extra: further keyword arguments of the module's forward.
+
+    Returns:
+        What was captured, and the module's own output.
+
+    Raises:
+        BadInput: as for :func:`intervene`.
+    """
     arguments, keywords, shape = _arguments(model, inputs)
-    wiring = _wire(model, edits, capture, shape)
+    wiring = Wiring.of(model, edits, capture, shape)
     with torch.set_grad_enabled(grad), wiring.connected(), _patterns(wiring):
-        output = model.module(*arguments, **keywords)
+        output = model.module(*arguments, **keywords, **extra)
     missing = [site for site in capture if site not in wiring.captured and wiring.ports[site].module is not None]
     if missing:
         raise BadInput(f"sites {missing} were not reached by this forward pass")
-    return _with_output(wiring, output, edits, capture)
+    return _with_output(wiring, output, edits, capture), output
 
 
 @dataclass(eq=False)
@@ -95,6 +123,23 @@ class Wiring:
     edits: dict[str, Edit] = field(default_factory=dict)
     wanted: list[str] = field(default_factory=list)
     captured: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, edits: Mapping[str, Edit], capture: Sequence[str], shape: tuple[int, int] | None) -> "Wiring":
+        """Find the ports of everything edited and captured.
+
+        Raises:
+            BadInput: an unknown site, or an edit of a read-only one.
+        """
+        wiring = cls(shape, edits=dict(edits), wanted=list(capture))
+        for site in (*edits, *capture):
+            if not isinstance(site, str):
+                raise BadInput(f"a site is a name such as 'resid_post.3', not {site!r}")
+            wiring.ports[site] = find_port(model.anatomy, model.module, site)
+        for site in edits:
+            if wiring.ports[site].derive is not None:
+                raise BadInput(f"site {site!r} is computed from a norm's input and can only be read; edit that input instead")
+        return wiring
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -140,18 +185,6 @@ class Wiring:
         if changed is seen:
             return tensor
         return changed.flatten(0, 1) if flat else changed
-
-
-def _wire(model: Model, edits: Mapping[str, Edit], capture: Sequence[str], shape: tuple[int, int] | None) -> Wiring:
-    wiring = Wiring(shape, edits=dict(edits), wanted=list(capture))
-    for site in (*edits, *capture):
-        if not isinstance(site, str):
-            raise BadInput(f"a site is a name such as 'resid_post.3', not {site!r}")
-        wiring.ports[site] = find_port(model.anatomy, model.module, site)
-    for site in edits:
-        if wiring.ports[site].derive is not None:
-            raise BadInput(f"site {site!r} is computed from the norm's input and can only be read; edit that input instead")
-    return wiring
 
 
 def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:

@@ -148,7 +148,7 @@ def available(anatomy: Anatomy) -> list[str]:
     names = ["embed"]
     for index, block in enumerate(anatomy.blocks):
         names += [f"{name}.{index}" for name in PER_LAYER if _block_port(name, block, anatomy.d_model) is not None]
-    return [*names, "final_norm_scale", "final_norm", "logits"]
+    return [*names, *(("final_norm_scale", "final_norm") if anatomy.final_norm is not None else ()), "logits"]
 
 
 def _whole_port(name: str, anatomy: Anatomy) -> Port:
@@ -156,6 +156,8 @@ def _whole_port(name: str, anatomy: Anatomy) -> Port:
         return Port(None)
     if name == "embed":
         return Port(anatomy.embed)
+    if anatomy.final_norm is None:
+        raise BadInput(f"site {name!r}: the last block ends in its own norm, there is no final norm")
     if name == "final_norm":
         return Port(anatomy.final_norm)
     return _scale_port(anatomy.final_norm, anatomy.d_model)
