@@ -1,0 +1,1 @@
+"""Run folder, units, resume, executors: everything a measurement gets for free."""

@@ -1,0 +1,81 @@
+"""A labelled dataset as one tidy table, and the checks as a short list."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.estimates.checks import Check
+
+COMPANIONS = ("stderr", "low", "high")
+SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
+
+
+def tidy(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay out a dataset as one row per number.
+
+    Args:
+        dataset: variables over any dims; ``x_stderr``, ``x_low``, ``x_high`` join the rows of ``x``.
+
+    Returns:
+        Columns ``variable``, the dims and coordinates that vary, ``value``, ``stderr``, ``low``, ``high`` and
+        ``text`` (for variables that hold words). A column a variable does not have is empty in its rows.
+    """
+    names = [str(name) for name in dataset.data_vars]
+    frames = [_rows(dataset, name) for name in names if not _is_companion(dataset, name)]
+    columns = ["variable", *_label_columns(dataset), "value", *COMPANIONS, "text"]
+    if not frames:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(frames, ignore_index=True)
+    return table.reindex(columns=[column for column in columns if column in table])
+
+
+def _is_companion(dataset: xr.Dataset, name: str) -> bool:
+    base, _, kind = name.rpartition("_")
+    return kind in COMPANIONS and base in dataset.data_vars and dataset[base].dims == dataset[name].dims
+
+
+def _label_columns(dataset: xr.Dataset) -> list[str]:
+    dims = [str(dim) for dim in dataset.dims]
+    return dims + [str(name) for name in dataset.coords if name not in dataset.dims]
+
+
+def _rows(dataset: xr.Dataset, name: str) -> pd.DataFrame:
+    """Give the rows of one variable, its companions beside it."""
+    variable = dataset[name]
+    columns: dict[str, Any] = {"variable": np.full(variable.size, name, dtype=object)}
+    for label in _label_columns(dataset):
+        if label in variable.dims and label not in dataset.coords:
+            labels = xr.DataArray(np.arange(variable.sizes[label]), dims=label)
+        elif (
+            label in dataset.coords and set(dataset[label].dims) <= set(variable.dims) and dataset[label].ndim
+        ):
+            labels = dataset[label].variable
+        else:
+            continue
+        spread = xr.DataArray(labels.data, dims=labels.dims).broadcast_like(_blank(variable))
+        columns[label] = spread.transpose(*variable.dims).to_numpy().ravel()
+    kind = "value" if variable.dtype.kind in "biuf" else "text"
+    columns[kind] = variable.to_numpy().ravel()
+    for companion in COMPANIONS:
+        if f"{name}_{companion}" in dataset.data_vars and _is_companion(dataset, f"{name}_{companion}"):
+            columns[companion] = dataset[f"{name}_{companion}"].to_numpy().ravel()
+    return pd.DataFrame(columns)
+
+
+def _blank(variable: xr.DataArray) -> xr.DataArray:
+    """Give an array of the same dims without coordinates, to spread labels over."""
+    return xr.DataArray(np.empty(variable.shape, dtype=bool), dims=variable.dims)
+
+
+def checks_html(checks: Sequence[Check]) -> str:
+    """List the checks as HTML, those that do not pass first; every text is escaped."""
+    order = {"fail": 0, "warn": 1, "pass": 2}
+    rows: list[str] = []
+    for check in sorted(checks, key=lambda check: order[check.verdict]):
+        words = f"{SIGNS[check.verdict]} {check.code} {check.title}: {check.message} {check.remedy}".strip()
+        rows.append(f"<li>{html.escape(words)}</li>")
+    return f"<ul>{''.join(rows)}</ul>"
