@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Before anything imports a room: from here on every annotated shape and type of the library is enforced.
-install_import_hook("assay", "beartype.beartype")
+install_import_hook("assay", "checking.typechecked")
 
 import torch
 from playwright.sync_api import Browser, sync_playwright

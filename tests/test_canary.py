@@ -10,6 +10,7 @@ import torch
 from jaxtyping import TypeCheckError, install_import_hook
 
 from assay.estimates.checks import Check
+from checking import UNCHECKED
 
 CANARY = """
 from jaxtyping import Float
@@ -27,7 +28,7 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tor
     (tmp_path / "canary.py").write_text(CANARY, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "canary", raising=False)
-    with install_import_hook("canary", "beartype.beartype"):
+    with install_import_hook("canary", "checking.typechecked"):
         canary = import_module("canary")
 
     monkeypatch.setitem(sys.modules, "canary", canary)  # undone, and so forgotten, when the test ends
@@ -51,3 +52,16 @@ def test_wrong_dtype_is_refused(double: Callable[..., torch.Tensor]) -> None:
 def test_the_library_itself_is_checked() -> None:
     with pytest.raises(TypeCheckError):
         Check(code=101, title="", verdict="pass", figure=None, message="")  # a code is a str
+
+
+def test_an_int_will_do_for_a_float() -> None:
+    assert Check(code="A000", title="", verdict="pass", figure=1, message="").figure == 1
+
+
+def test_no_shape_goes_unchecked() -> None:
+    shaped = [
+        f"{function.__module__}.{function.__qualname__}"
+        for function in UNCHECKED
+        if any("jaxtyping" in f"{hint!r} {type(hint)!r}" for hint in function.__annotations__.values())
+    ]
+    assert shaped == []
