@@ -69,7 +69,7 @@ docs: setup-dev  ## Build the documentation into site/
 
 # Peers have pins of their own, so they get an environment of their own.
 bench-setup: setup  ## Install the peers that the benchmark compares with
-	benchmarks/setup
+	bash benchmarks/setup.sh
 
 bench: bench-setup  ## Run the benchmark and write benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -1,7 +1,7 @@
-"""Forward hooks written by hand on the Hugging Face model: what every tool here is built on, with nothing around it.
+"""Forward hooks written by hand on the Hugging Face model: what any tool is built on, with nothing around it.
 
-The trace is the loop of Meng et al. 2022 (ROME), a full forward pass per cell, but for two things that make it
-cheaper: its clean row is run once and not in every batch, and the last position alone meets the unembedding.
+The trace is the loop of Meng et al. 2022 (ROME), a full forward pass per cell, but for two things that make
+it cheaper: the clean row is run once, not in every batch, and only the last position meets the unembedding.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,7 +65,9 @@ def prepare(work: Work) -> dict[str, Task]:
 
     def trace(turn: Turn) -> Answer:
         clean = residuals()
-        return {"restored": [cell(layer, position, clean[layer][0, position]) for layer, position in turn.cells]}
+        return {
+            "restored": [cell(layer, position, clean[layer][0, position]) for layer, position in turn.cells]
+        }
 
     return {"forward": forward, "capture": capture, "trace": trace}
 

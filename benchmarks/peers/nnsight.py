@@ -1,4 +1,4 @@
-"""nnsight: one trace for the capture, one trace per cell for the patching, as its documentation has them."""
+"""nnsight: one trace for the capture, one per cell for the patching, used as its documentation has them."""
 
 import nnsight
 import torch
@@ -10,7 +10,9 @@ from benchmarks.peers.worker import Answer, Task, Turn, Work, serve
 
 def prepare(work: Work) -> dict[str, Task]:
     """Wrap the Hugging Face model."""
-    hugging_face = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).to(work.device).eval()
+    hugging_face = (
+        AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).to(work.device).eval()
+    )
     model = TransformersModel(hugging_face, tokenizer=AutoTokenizer.from_pretrained(work.model))
     layers = model.model.layers
     corrupted_tokens = work.tokens.expand(work.samples, -1)
@@ -39,7 +41,9 @@ def prepare(work: Work) -> dict[str, Task]:
 
     def trace(turn: Turn) -> Answer:
         clean = residuals()
-        return {"restored": [cell(layer, position, clean[layer][0, position]) for layer, position in turn.cells]}
+        return {
+            "restored": [cell(layer, position, clean[layer][0, position]) for layer, position in turn.cells]
+        }
 
     return {"forward": forward, "capture": capture, "trace": trace}
 

@@ -1,4 +1,4 @@
-"""TransformerLens: its own cache, its own logit lens, its own patching sweep, as its documentation has them."""
+"""TransformerLens: its own cache, logit lens and patching sweep, used as its documentation has them."""
 
 from typing import Any
 
@@ -17,7 +17,10 @@ def prepare(work: Work) -> dict[str, Task]:
     """Boot a bridge around the Hugging Face model."""
     hugging_face = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).to(work.device)
     model = TransformerBridge.boot_transformers(
-        work.model, hf_model=hugging_face, tokenizer=AutoTokenizer.from_pretrained(work.model), device=work.device
+        work.model,
+        hf_model=hugging_face,
+        tokenizer=AutoTokenizer.from_pretrained(work.model),
+        device=work.device,
     )
     model.eval()
     corrupted_tokens = work.tokens.expand(work.samples, -1)

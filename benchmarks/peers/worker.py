@@ -34,7 +34,7 @@ class Work:
         subject: the part of the text whose embeddings a trace corrupts.
         tokens: ids of the prompt, shape (1, position), on the device.
         span: first and one-past-last position of the subject.
-        noise: what is added to the subject's embeddings, shape (sample, subject position, d_model), on the device.
+        noise: what is added to the subject's embeddings, (sample, subject position, d_model), on the device.
         answer: token id whose probability at the last position a trace reads.
         sigma: standard deviation of the noise, in embedding units.
         seed: seed the noise was drawn with.
@@ -63,7 +63,9 @@ class Work:
             told = json.loads(file.metadata()["work"])
             tokens, noise = file.get_tensor("tokens"), file.get_tensor("noise")
         start, stop = told.pop("span")
-        return cls(model=model, device=torch.device(device), tokens=tokens, noise=noise, span=(start, stop), **told)
+        return cls(
+            model=model, device=torch.device(device), tokens=tokens, noise=noise, span=(start, stop), **told
+        )
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ Task = Callable[[Turn], Answer]
 
 
 def serve(prepare: Callable[[Work], dict[str, Task]], packages: Sequence[str]) -> None:
-    """Load what `prepare` needs, then measure one task per line of standard input and answer with one JSON line.
+    """Load the model, then measure one task per line of standard input and answer with one JSON line.
 
     Args:
-        prepare: loads the model and returns the tasks of this side by name; what a task returns is its result,
-            which is handed back so that agreement between the sides can be checked.
+        prepare: loads the model and returns the tasks of this side by name; what a task returns is its
+            result, which is handed back so that agreement between the sides can be checked.
         packages: distributions whose versions are to be reported.
     """
     parser = argparse.ArgumentParser()
@@ -100,7 +102,10 @@ def serve(prepare: Callable[[Work], dict[str, Task]], packages: Sequence[str]) -
     start = time.perf_counter()
     with torch.no_grad():
         tasks = prepare(work)
-    ready = {"load_seconds": time.perf_counter() - start, "versions": {name: version(name) for name in packages}}
+    ready = {
+        "load_seconds": time.perf_counter() - start,
+        "versions": {name: version(name) for name in packages},
+    }
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
@@ -116,7 +121,9 @@ def _measure(task: Task, turn: Turn, device: torch.device) -> Answer:
         result = task(turn)
         _finish(device)
         seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    plain = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in result.items()}
+    plain = {
+        name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in result.items()
+    }
     return seconds | {"peak_bytes": _peak(device), "result": plain}
 
 
@@ -133,7 +140,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int:
-    """Most bytes held since `_forget_peak`: on a GPU the tensors, elsewhere all of the process that is resident."""
+    """Most bytes held since `_forget_peak`: of tensors on a GPU, elsewhere of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()

@@ -1,0 +1,119 @@
+"""Write the kept figures as Markdown tables between the markers of docs/benchmarks.md."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+ORDER = ("capture", "lens", "trace", "late-trace", "import", "load", "help", "survey")
+
+Record = dict[str, Any]
+
+
+def write_tables(results: Path, page: Path) -> None:
+    """Replace what is between the page's markers by tables of all records in `results`.
+
+    Raises:
+        ValueError: the page lacks a marker.
+    """
+    text = page.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} needs the lines {BEGIN!r} and {END!r}, between which the tables go")
+    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    devices = sorted(
+        {record["conditions"]["device"] for record in records}, key=lambda device: device != "cpu"
+    )
+    sections = [
+        _section(device, [r for r in records if r["conditions"]["device"] == device]) for device in devices
+    ]
+    page.write_text("\n\n".join([before + begin, *sections, end + after]))
+
+
+def _section(device: str, records: list[Record]) -> str:
+    records.sort(key=lambda record: ORDER.index(record["case"]))
+    promised = _table(
+        ("case", "figure", "measured (95% interval)", "promised", "kept"),
+        (_promise_row(record["case"], figure) for record in records for figure in record["figures"]),
+    )
+    timed = _table(
+        (
+            "case",
+            "contestant",
+            "median s",
+            "least s",
+            "peak MB",
+            "cells timed",
+            "largest difference from Assay",
+        ),
+        (_time_row(record, label) for record in records for label in record["contestants"]),
+    )
+    titles = "\n".join(f"- **{record['case']}**: {record['title']}" for record in records)
+    title = "On the CPU" if device == "cpu" else f"On a GPU: {device}"
+    return "\n\n".join([f"## {title}", _conditions(records), titles, promised, timed])
+
+
+def _conditions(records: Iterable[Record]) -> str:
+    lines = []
+    for record in records:
+        under = record["conditions"]
+        versions = ", ".join(f"{name} {version}" for name, version in _versions(record).items())
+        lines.append(
+            f"{under['cpu']}, {under['cores']} cores, {under['threads']} threads, Python {under['python']}, "
+            f"{versions}, commit {under['commit']}"
+        )
+    return "\n\n".join(dict.fromkeys(lines))
+
+
+def _versions(record: Record) -> dict[str, str]:
+    found = dict(record["conditions"]["versions"])
+    for versions in record.get("versions", {}).values():
+        found |= versions
+    return found
+
+
+def _promise_row(case: str, figure: Record) -> tuple[str, ...]:
+    name = {
+        "ratio": f"time of {figure['of']} / {figure['to']}",
+        "difference": f"time of {figure['of']} - {figure['to']}",
+        "seconds": f"time of {figure['of']}",
+        "memory": f"peak memory of {figure['of']}, less the weights",
+    }[figure["quantity"]]
+    measured = _quantity(figure, figure["value"])
+    if figure["low"] is not None:
+        measured += f" ({_quantity(figure, figure['low'])} to {_quantity(figure, figure['high'])})"
+    promised = (
+        "" if figure["bound"] is None else f"{figure['direction']} {_quantity(figure, figure['bound'])}"
+    )
+    return case, name, measured, promised, {None: "", True: "yes", False: "**no**"}[figure["kept"]]
+
+
+def _quantity(figure: Record, value: float) -> str:
+    if figure["quantity"] == "memory":
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:.2f}x" if figure["quantity"] == "ratio" else f"{value:.2f} s"
+
+
+def _time_row(record: Record, label: str) -> tuple[str, ...]:
+    told = record["contestants"][label]
+    cells = f"{told['cells_timed']} of {record['cells']}" if "trace" in record["case"] else ""
+    differences = record["agreement"].get(label, {})
+    return (
+        record["case"],
+        label,
+        f"{told['median_seconds']:.3f}",
+        f"{told['min_seconds']:.3f}",
+        f"{told['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in told else "",
+        cells,
+        "; ".join(f"{name} {_difference(name, value)}" for name, value in differences.items()),
+    )
+
+
+def _difference(name: str, value: float) -> str:
+    return f"{value:.2%} of ids" if name == "top_token" else f"{value:.1e}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
