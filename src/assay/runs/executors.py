@@ -1,10 +1,21 @@
 """Where units are measured: in this process, or in several processes of this machine."""
 
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
+from assay.errors import BadInput
+from assay.models.loading import load
 from assay.runs.measurement import Measurement, Pieces, Unit
 
 
@@ -31,6 +42,123 @@ class InProcess:
 
 
 def stored_form(pieces: Pieces) -> Pieces:
-    """Copy the pieces into the form a file gives them back in, so that a resumed run adds up the same bytes."""
-    form = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-    return {name: tensor.detach().to(**form) for name, tensor in pieces.items()}
+    """Copy the pieces as a file would give them back, so that a resumed run adds up the same bytes."""
+    return {
+        name: pieces[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name in sorted(pieces)
+    }
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """Measures the units in ``n`` new processes, each of which loads the model from its source.
+
+    Every process uses as many threads as this one does, for another number of threads may round differently:
+    set ``torch.set_num_threads`` to the number of cores divided by ``n`` beforehand. As with every use of
+    Python's processes, a script that uses this keeps its work under ``if __name__ == "__main__"``.
+
+    Attributes:
+        n: number of processes; each holds its own copy of the weights.
+        rebuild: makes the model from its source, device and dtype; a function that can be imported.
+    """
+
+    n: int
+    rebuild: Callable[..., Any] = load
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise BadInput(f"LocalProcesses({self.n}): expected at least one process.")
+
+    def run(
+        self, measurement: Measurement, model: Any, units: Sequence[Unit]
+    ) -> Iterator[tuple[Unit, Pieces]]:
+        """Measure ``units``, the dearest first.
+
+        Yields:
+            Each unit with its pieces, as they finish.
+
+        Raises:
+            BadInput: when a process ends before its work is done, or loads other weights than this one's.
+        """
+        start = (measurement, _Origin.of(model), self.rebuild, torch.get_num_threads())
+        pool = ProcessPoolExecutor(
+            min(self.n, len(units)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=start
+        )
+        try:
+            dearest_first = sorted(units, key=lambda unit: unit.cost, reverse=True)
+            jobs = {pool.submit(_measure, unit): unit for unit in dearest_first}
+            for job in as_completed(jobs):
+                yield jobs.pop(job), stored_form(load_tensors(job.result()))
+        except BrokenProcessPool as error:
+            raise BadInput(
+                f"one of {self.n} processes ended while measuring; most often memory ran out. Use fewer "
+                "processes, and issue the command again: it continues with the units that are left."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What another process needs to load the same model."""
+
+    source: str
+    device: str
+    dtype: str
+    weight_hash: str
+
+    @classmethod
+    def of(cls, model: Any) -> "_Origin":
+        dtype = str(model.dtype).removeprefix("torch.")
+        return cls(model.source, str(model.device), dtype, model.weight_hash())
+
+
+class _Worker:
+    """What one process of the pool keeps from unit to unit."""
+
+    def __init__(self, measurement: Measurement, origin: _Origin, rebuild: Callable[..., Any]) -> None:
+        self._measurement, self._origin, self._rebuild = measurement, origin, rebuild
+        self._ready: tuple[Any, Any] | None = None
+
+    def measure(self, unit: Unit) -> bytes:
+        """Measure one unit, loading the model for the first; give the pieces as safetensors."""
+        if self._ready is None:
+            model = self._load()
+            self._ready = model, self._measurement.prepare(model)
+        model, shared = self._ready
+        return save_tensors(stored_form(self._measurement.measure(model, unit, shared)))
+
+    def _load(self) -> Any:
+        origin = self._origin
+        model = self._rebuild(origin.source, device=origin.device, dtype=origin.dtype)
+        if model.weight_hash() != origin.weight_hash:
+            raise BadInput(
+                f"loading {origin.source!r} again gives other weights than the model that was passed, so "
+                "other processes cannot measure it. Save the model to a folder and load it from there, or "
+                "measure in this process."
+            )
+        return model
+
+
+_workers: list[_Worker] = []  # in a process of the pool: its one worker, set by the initializer
+
+
+def _begin(measurement: Measurement, origin: _Origin, rebuild: Callable[..., Any], threads: int) -> None:
+    """Set up a process of the pool; loading waits for the first unit, where an error can be reported."""
+    # Ctrl-C reaches every process of the group: leave the reporting to the parent, and do not outlive it
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _workers.append(_Worker(measurement, origin, rebuild))
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent ends, even if it was killed and could say nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _measure(unit: Unit) -> bytes:
+    return _workers[0].measure(unit)

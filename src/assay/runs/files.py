@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Generator[None]:
     """Turn the system's refusal to read or write ``path`` into a message for the user.
 
     Raises:
@@ -57,12 +57,12 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(
-            f"cannot use {path}: {error.strerror or error}. Choose a folder that can be written and has space left."
+            f"cannot use {path}: {error.strerror or error}. Choose a folder that can be written."
         ) from error
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Keep a folder to this process. The system lets go of the lock when the process ends, however it ends.
 
     Raises:
@@ -76,8 +76,8 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise BadInput(
-                f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for it, or stop it and "
-                "issue the command again: it continues where the other ended."
+                f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for it, or stop it "
+                "and issue the command again: it continues where the other ended."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -18,6 +18,7 @@ from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.runs import dataset_files
 from assay.runs.dataset_files import SCHEMA_VERSION
+from assay.runs.executors import stored_form
 from assay.runs.files import explained, is_locked, locked, remove_temporaries, write_atomically
 from assay.runs.manifest import now
 from assay.runs.measurement import Pieces, Unit
@@ -62,7 +63,9 @@ class Memory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pieces.clear()
 
     def has(self, unit: Unit) -> bool:
@@ -135,11 +138,8 @@ class RunFolder:
 
     def pieces(self, plan: Sequence[Unit]) -> dict[str, Pieces]:
         """Read the pieces of every unit, in the order of the plan."""
-        # copies, so that no tensor depends on the file, nor on how the file happens to be aligned in memory
-        return {
-            unit.name: {name: tensor.clone() for name, tensor in load_file(self._unit_path(unit)).items()}
-            for unit in plan
-        }
+        # the same form as pieces that never left memory: no tensor depends on how the file lies in memory
+        return {unit.name: stored_form(load_file(self._unit_path(unit))) for unit in plan}
 
     def finish(self, dataset: xr.Dataset, checks: Sequence[Check]) -> Path:
         """Write the result, and then that the run is finished."""
@@ -151,8 +151,8 @@ class RunFolder:
     def _continue(self, earlier: Mapping[str, Any]) -> None:
         if earlier["id"] != self.record["id"]:
             raise BadInput(
-                f"{self.path} holds the run {earlier['id']}, not {self.record['id']}: choose another folder, for "
-                "a run is never overwritten."
+                f"{self.path} holds the run {earlier['id']}, not {self.record['id']}: choose another folder, "
+                "for a run is never overwritten."
             )
         self.record["started"] = earlier["started"]
         self.record["attempts"] = [*earlier["attempts"], *self.record["attempts"]]
@@ -164,7 +164,8 @@ class RunFolder:
         return self.path / UNITS / f"{unit.name}.safetensors"
 
     def _unit_mark(self, unit: Unit) -> dict[str, str]:
-        return {"run": self.record["id"], "unit": unit.name}
+        detail = json.dumps(dataset_files.plain(unit.detail), sort_keys=True)
+        return {"run": self.record["id"], "unit": unit.name, "detail": detail}
 
 
 class _Record(BaseModel):
@@ -222,10 +223,9 @@ def read_result(path: Path, record: Mapping[str, Any]) -> tuple[xr.Dataset, list
         BadInput: when the run is not finished, or its result is damaged.
     """
     if record["status"] != "finished":
-        done = len(list((path / UNITS).glob("[!.]*.safetensors")))
         raise BadInput(
-            f"{path} has no result yet: its status is {record['status']!r}, with {done} of "
-            f"{len(record['units'])} units done. Issue the same command again to finish it."
+            f"{path} has no result yet: its status is {record['status']!r}, with {finished_units(path)} "
+            f"of {len(record['units'])} units done. Issue the same command again to finish it."
         )
     try:
         numbers, description = (path / NUMBERS).read_bytes(), (path / DESCRIPTION).read_bytes()
@@ -236,6 +236,11 @@ def read_result(path: Path, record: Mapping[str, Any]) -> tuple[xr.Dataset, list
             f"the result in {path} cannot be read: {error} Issue the command that made it again: it puts the "
             "result together from the finished units."
         ) from error
+
+
+def finished_units(path: Path) -> int:
+    """Count the unit files of a run folder."""
+    return len(list((path / UNITS).glob("[!.]*.safetensors")))
 
 
 def save(path: Path, record: Mapping[str, Any], dataset: xr.Dataset, checks: Sequence[Check]) -> Path:

@@ -6,13 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import json
-import pkgutil
 import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import xarray as xr
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -110,7 +109,7 @@ class Measurement(ABC):
 
 
 def settings(measurement: Measurement) -> dict[str, Any]:
-    """Give the settings of ``m`` as JSON values, such that ``from_settings(m.name, settings(m)) == m``.
+    """Give the settings as JSON values, from which `from_settings` builds an equal measurement.
 
     A setting that has the wrong type, or is not finite, is `BadInput`.
     """
@@ -140,29 +139,22 @@ def from_settings(name: str, values: Mapping[str, Any]) -> Measurement:
 
 
 def find(name: str) -> type[Measurement]:
-    """Give the measurement class called ``name``, importing the package's own measurements if need be.
+    """Give the measurement called ``name``; one of Assay's own is imported from the module of that name.
 
     Raises:
         BadInput: when no measurement has that name.
     """
-    if name not in Measurement.registry:
-        _import_rooms()
+    if name not in Measurement.registry and name.isidentifier():
+        for room in ROOMS:
+            parent, module = f"assay.{room}", f"assay.{room}.{name}"
+            if importlib.util.find_spec(parent) and importlib.util.find_spec(module):
+                importlib.import_module(module)
     if name not in Measurement.registry:
         known = ", ".join(sorted(Measurement.registry)) or "none"
         raise BadInput(
-            f"no measurement is called {name!r}. Known: {known}. One of your own must be imported first."
+            f"no measurement is called {name!r}. Loaded: {known}. One of your own must be imported first."
         )
     return Measurement.registry[name]
-
-
-def _import_rooms() -> None:
-    """Import every module of the rooms that hold measurements, so that each class registers itself."""
-    for room in ROOMS:
-        if importlib.util.find_spec(f"assay.{room}") is None:
-            continue
-        package = importlib.import_module(f"assay.{room}")
-        for module in pkgutil.iter_modules(package.__path__, prefix=f"assay.{room}."):
-            importlib.import_module(module.name)
 
 
 def _settings_fields(cls: type[Measurement]) -> list[dataclasses.Field[Any]]:
@@ -188,7 +180,7 @@ def _validated(cls: type[Measurement], name: str, adapter: TypeAdapter[Any], val
     try:
         return adapter.validate_json(json.dumps(value, allow_nan=False))
     except ValidationError as error:
-        expected = cast("Any", typing.get_type_hints(cls)[name])
+        expected = typing.get_type_hints(cls)[name]
         problem = error.errors()[0]["msg"]
         raise BadInput(
             f"setting {name!r} of {cls.name} is {value!r}: expected {expected}. {problem}."

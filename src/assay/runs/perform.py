@@ -42,6 +42,8 @@ def perform(measurement: Measurement, model: Measurable, **run: Unpack[RunOption
 
     A wrong setting, or a folder that cannot be used or that another process is using, is `BadInput`.
     """
+    # what is computed is what the record can give back, to the last type of the last setting
+    measurement = from_settings(measurement.name, settings(measurement))
     out = run.get("out")
     plan = _planned(measurement, model)
     record = describe(measurement, model, plan)
@@ -64,8 +66,6 @@ def perform_in(
         plan: the units of the measurement.
         run: see `RunOptions`.
     """
-    # what is computed is what the record can give back, to the last type of the last setting
-    measurement = from_settings(measurement.name, settings(measurement))
     report = run.get("progress") or (lambda progress: None)
     with store:
         pending = [unit for unit in plan if not store.has(unit)]

@@ -25,7 +25,7 @@ def tidy(dataset: xr.Dataset) -> pd.DataFrame:
         ``text`` (for variables that hold words). A column a variable does not have is empty in its rows.
     """
     names = [str(name) for name in dataset.data_vars]
-    frames = [_rows(dataset, name) for name in names if not _is_companion(dataset, name)]
+    frames = [_rows(dataset, name) for name in names if not is_companion(dataset, name)]
     columns = ["variable", *_label_columns(dataset), "value", *COMPANIONS, "text"]
     if not frames:
         return pd.DataFrame(columns=columns)
@@ -33,7 +33,8 @@ def tidy(dataset: xr.Dataset) -> pd.DataFrame:
     return table.reindex(columns=[column for column in columns if column in table])
 
 
-def _is_companion(dataset: xr.Dataset, name: str) -> bool:
+def is_companion(dataset: xr.Dataset, name: str) -> bool:
+    """Tell whether a variable is the standard error or an end of the interval of another one."""
     base, _, kind = name.rpartition("_")
     return kind in COMPANIONS and base in dataset.data_vars and dataset[base].dims == dataset[name].dims
 
@@ -57,13 +58,20 @@ def _rows(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         else:
             continue
         spread = xr.DataArray(labels.data, dims=labels.dims).broadcast_like(_blank(variable))
-        columns[label] = spread.transpose(*variable.dims).to_numpy().ravel()
-    kind = "value" if variable.dtype.kind in "biuf" else "text"
-    columns[kind] = variable.to_numpy().ravel()
+        columns[label] = _column(spread.transpose(*variable.dims).to_numpy().ravel())
+    if variable.dtype.kind in "biuf":
+        columns["value"] = variable.to_numpy().ravel().astype(np.float64)
+    else:
+        columns["text"] = _column(variable.to_numpy().ravel())
     for companion in COMPANIONS:
-        if f"{name}_{companion}" in dataset.data_vars and _is_companion(dataset, f"{name}_{companion}"):
+        if f"{name}_{companion}" in dataset.data_vars and is_companion(dataset, f"{name}_{companion}"):
             columns[companion] = dataset[f"{name}_{companion}"].to_numpy().ravel()
     return pd.DataFrame(columns)
+
+
+def _column(values: np.ndarray[Any, Any]) -> pd.Series:
+    """Give labels in a type that stays itself where other variables have no such label."""
+    return pd.Series(values, dtype="Int64" if values.dtype.kind in "iu" else object)
 
 
 def _blank(variable: xr.DataArray) -> xr.DataArray:
