@@ -87,7 +87,7 @@ def compare(name: str, case: Case, model: Model, *, device: str, threads: int, s
     Returns:
         The record that is kept as JSON.
     """
-    folder = Path(model.module.name_or_path)
+    folder = Path(str(model.module.name_or_path))
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "work.safetensors"
         positions, layers = write_work(model, case.prompt, work)
@@ -121,7 +121,7 @@ def _take_turns(case: Case, cells: Cells, sides: dict[str, Side], say: Say) -> d
     for repetition in range(-case.rehearsals, case.repetitions):
         begins = repetition % len(case.contestants)
         for contestant in case.contestants[begins:] + case.contestants[:begins]:
-            share = _share(contestant, cells, repetition, case.repetitions)
+            share = shares(contestant, cells, case.repetitions)[repetition % case.repetitions]
             turn = sides[contestant.side].turn(contestant.task, share)
             turn |= {"cells": share, "whole_seconds": turn["seconds"] * len(cells) / len(share)}
             say(f"  {repetition + 1:3d}  {contestant.label:28s} {turn['seconds']:9.3f} s")
@@ -130,10 +130,12 @@ def _take_turns(case: Case, cells: Cells, sides: dict[str, Side], say: Say) -> d
     return turns
 
 
-def _share(contestant: Contestant, cells: Cells, repetition: int, repetitions: int) -> Cells:
+def shares(contestant: Contestant, cells: Cells, repetitions: int) -> list[Cells]:
+    """Which cells a contestant fills in each repetition."""
     if not contestant.every:
-        return cells
-    return cells[:: contestant.every][repetition % repetitions :: repetitions]
+        return [cells] * repetitions
+    wanted = cells[:: contestant.every]
+    return [wanted[repetition::repetitions] for repetition in range(repetitions)]
 
 
 def _summary(turns: Turns) -> dict[str, Any]:

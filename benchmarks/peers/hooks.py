@@ -4,7 +4,7 @@ The trace is the loop of Meng et al. 2022 (ROME), a full forward pass per cell, 
 it cheaper: the clean row is run once, not in every batch, and only the last position meets the unembedding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.peers.worker import Answer, Task, Turn, Work, serve
 
 
 @contextmanager
-def hooked(edits: dict[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def hooked(edits: dict[nn.Module, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
     """Let each function see, and if it returns one replace, the output of its module."""
 
     def hook(edit: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
