@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from assay.errors import BadInput
 from assay.models.loading import load
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Measurement, Pieces, Unit, stored_form
 
 
 class Executor(Protocol):
@@ -39,14 +39,6 @@ class InProcess:
         shared = measurement.prepare(model)
         for unit in units:
             yield unit, stored_form(measurement.measure(model, unit, shared))
-
-
-def stored_form(pieces: Pieces) -> Pieces:
-    """Copy the pieces as a file would give them back, so that a resumed run adds up the same bytes."""
-    return {
-        name: pieces[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name in sorted(pieces)
-    }
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.runs import dataset_files
 from assay.runs.dataset_files import SCHEMA_VERSION
-from assay.runs.executors import stored_form
 from assay.runs.files import explained, is_locked, locked, remove_temporaries, write_atomically
 from assay.runs.manifest import now
-from assay.runs.measurement import Pieces, Unit
+from assay.runs.measurement import Pieces, Unit, stored_form
 
 RECORD, NUMBERS, DESCRIPTION, UNITS = "run.json", "result.safetensors", "result.json", "units"
 

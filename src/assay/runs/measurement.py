@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import xarray as xr
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
@@ -106,6 +107,14 @@ class Measurement(ABC):
     def data_hash(self) -> str | None:
         """Hash the data that settings only point at (a file); None where the settings hold all data."""
         return None
+
+
+def stored_form(pieces: Pieces) -> Pieces:
+    """Copy the pieces as a file would give them back, so that a resumed run adds up the same bytes."""
+    return {
+        name: pieces[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name in sorted(pieces)
+    }
 
 
 def settings(measurement: Measurement) -> dict[str, Any]:
