@@ -1,0 +1,1 @@
+"""Results on paper and on screen: charts, tables, one offline HTML file."""

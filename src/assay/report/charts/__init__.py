@@ -1,0 +1,1 @@
+"""One chart for each measurement, under the measurement's name: a function of its dataset alone."""

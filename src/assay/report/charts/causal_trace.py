@@ -1,0 +1,195 @@
+"""Causal trace: how much of the answer's probability comes back when one place is restored."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.errors import BadInput
+from assay.report.charts.grid import Grid, Orientation
+from assay.report.figure import Bar, Figure, Finding, Readout
+from assay.report.text import visible
+from assay.report.theme import finished, inline
+
+Kind = Literal["state", "mlp", "attn"]
+_TITLES = {"state": "state restored", "mlp": "MLP outputs restored", "attn": "attention outputs restored"}
+_FADED = 0.3
+
+
+def chart(
+    dataset: xr.Dataset,
+    *,
+    kind: Kind | Literal["all"] = "all",
+    orientation: Orientation = "layers-down",
+    blocks: Sequence[int] | None = None,
+) -> alt.LayerChart | alt.HConcatChart:
+    """Draw a causal trace, ready to show or save.
+
+    Args:
+        dataset: result of `assay.causal_trace`.
+        kind: what was restored; ``"all"`` puts the kinds of the dataset side by side.
+        orientation: ``"layers-down"`` or ``"layers-right"``.
+        blocks: layers to make room for; those of the dataset when not given.
+
+    Returns:
+        An Altair chart in the light theme.
+
+    Raises:
+        BadInput: when `kind` is not in the dataset or `orientation` is not known.
+    """
+    kinds = [str(name) for name in dataset["kind"].values]
+    if kind not in {*kinds, "all"}:
+        raise BadInput(f"kind={kind!r} was not traced: this trace has {', '.join(kinds)}; 'all' shows every one.")
+    cells = frame(dataset)
+    shown = kinds if kind == "all" else [kind]
+    panels = [panel(dataset, cells, kind=name, orientation=orientation, blocks=blocks) for name in shown]
+    return finished(panels[0] if len(panels) == 1 else alt.hconcat(*panels).resolve_scale(color="shared"))
+
+
+def panel(
+    dataset: xr.Dataset,
+    cells: pd.DataFrame,
+    *,
+    kind: str,
+    orientation: Orientation = "layers-down",
+    blocks: Sequence[int] | None = None,
+) -> alt.LayerChart:
+    """Draw one kind of the trace from its table without a configuration, to be put beside others; see `chart`."""
+    answer, corrupted = visible(str(dataset.attrs["answer"])), float(dataset["p_corrupted"])
+    tokens = cells.drop_duplicates("position").sort_values("position")
+    subject = tokens.loc[tokens["is_subject"], "position"]
+    grid = Grid(
+        name=f"causal_trace_{kind}",
+        tokens=list(tokens["token"]),
+        blocks=list(blocks) if blocks is not None else sorted(set(cells["block"])),
+        orientation=orientation,
+        strong=frozenset(int(position) for position in subject),
+    )
+    highest = float(np.nanmax(np.append(dataset["p_restored"].values, corrupted + 1e-9)))
+    fill = alt.Color(
+        "p_restored:Q",
+        scale=alt.Scale(domain=[corrupted, highest], clamp=True),
+        legend=alt.Legend(title=f"p({answer}) restored; low end: corrupted run", format=".2f"),
+    )
+    clear = "datum.effect_low > 0 || datum.effect_high < 0"
+    base = alt.Chart(inline(cells)).transform_filter(f"datum.kind === '{kind}'")
+    shown = "format(datum.effect, '+.4f') + ' ± ' + format(datum.effect_stderr, '.4f')"
+    heat = base.transform_calculate(effect_shown=shown).mark_rect().encode(
+        **grid.encoding(),
+        color=fill,
+        opacity=alt.condition(clear, alt.value(1), alt.value(_FADED)),
+        tooltip=[
+            alt.Tooltip("token:N", title="token"),
+            alt.Tooltip("block:Q", title="restored after block"),
+            alt.Tooltip("p_restored:Q", title="p restored", format=".4f"),
+            alt.Tooltip("effect_shown:N", title="indirect effect ± stderr"),
+        ],
+    )  # fmt: skip
+    underline = alt.Chart(inline(subject.to_frame())).mark_rect(style="accent").encode(**_subject_bar(grid))
+    return grid.picture(
+        heat,
+        underline,
+        title=f"Causal trace: {_TITLES.get(kind, kind)}",
+        subtitle="bar and bold: corrupted subject; faded: interval includes zero",
+    )
+
+
+def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list[Figure]:
+    """Give the trace as a figure of a report, one variant for each kind."""
+    cells = frame(dataset)
+    kinds = [str(name) for name in dataset["kind"].values]
+    answer, subject = visible(str(dataset.attrs["answer"])), visible(str(dataset.attrs["subject"]))
+    return [
+        Figure(
+            name="causal_trace",
+            title="Causal trace",
+            caption=(
+                f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and one place is put "
+                f"back to its clean value. Clean run: {float(dataset['p_clean']):.3g}; corrupted run: "
+                f"{float(dataset['p_corrupted']):.3g}, the low end of the colours. Corrupted tokens carry a bar; faded "
+                "cells are those whose effect has an interval that includes zero."
+            ),
+            draw=lambda kind, **options: finished(panel(dataset, cells, kind=kind, blocks=blocks, **options)),
+            frame=cells,
+            choice="restored",
+            variants={name: {"kind": name} for name in kinds},
+            linked=True,
+            readout=Readout(
+                bars=[Bar("kind", "effect", "effect_low", "effect_high")],
+                facts={"p restored (first kind)": "p_restored", "its standard error": "p_restored_stderr"},
+            ),
+        )
+    ]
+
+
+def frame(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay the trace out as one row for each kind, layer and position, token text made visible."""
+    shape = dataset["p_restored"].transpose("kind", "layer", "position").shape
+    kind, block, position = (index.ravel() for index in np.indices(shape))
+    token = [visible(str(text)) for text in dataset["token"].values]
+    columns = {
+        "kind": dataset["kind"].values[kind].astype(str),
+        "block": dataset["layer"].values[block],
+        "position": dataset["position"].values[position],
+        "token": [token[index] for index in position],
+        "is_subject": dataset["is_subject"].values[position],
+        "p_restored": _flat(dataset, "p_restored"),
+        "p_restored_stderr": _flat(dataset, "p_restored_stderr"),
+        "effect": _flat(dataset, "indirect_effect"),
+        **{f"effect_{part}": _flat(dataset, f"indirect_effect_{part}") for part in ("stderr", "low", "high")},
+    }
+    if "baseline_indirect_effect" in dataset:
+        columns["untrained_effect"] = _flat(dataset, "baseline_indirect_effect")
+    return pd.DataFrame(columns)
+
+
+def _flat(dataset: xr.Dataset, name: str) -> np.ndarray:
+    return dataset[name].transpose("kind", "layer", "position").values.ravel()
+
+
+def _subject_bar(grid: Grid) -> dict[str, alt.X | alt.Y | alt.XValue | alt.YValue | alt.X2Value | alt.Y2Value]:
+    """Place a thin bar over the subject's cells, in the margin of the token axis."""
+    near, far = grid.margin()
+    if grid.orientation == "layers-down":
+        return {**grid.along_tokens(), "y": alt.value(near), "y2": alt.value(far)}
+    return {**grid.along_tokens(), "x": alt.value(near), "x2": alt.value(far)}
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say how much each run of corrupted subject tokens carries, against the other tokens of the passage."""
+    state = dataset.sel(kind="state") if "state" in dataset["kind"].values else dataset.isel(kind=0)
+    effect = state["indirect_effect"].transpose("layer", "position").values
+    is_subject = dataset["is_subject"].values.astype(bool)
+    tokens = [visible(str(text)) for text in dataset["token"].values]
+    answer, last = visible(str(dataset.attrs["answer"])), len(tokens) - 1
+    others = [place for place in range(int(np.argmax(is_subject)), last) if not is_subject[place]]
+    elsewhere = float(np.median(effect[:, others].max(axis=0))) if others else float("nan")
+    found = []
+    for first, final in _runs(is_subject):
+        block, offset = np.unravel_index(np.argmax(effect[:, first : final + 1]), (len(effect), final + 1 - first))
+        place = first + int(offset)
+        stderr = float(state["indirect_effect_stderr"].transpose("layer", "position").values[block, place])
+        found.append(
+            Finding(
+                f"For “{answer}” after “{tokens[last]}” (token {last}), the earlier “{_joined(tokens[first : final + 1])}”"
+                f" (tokens {first} to {final}) matters: restoring “{tokens[place]}” after block {int(block)} gives back"
+                f" {effect[block, place]:+.3f} ± {stderr:.3f} of the probability; the median other token between"
+                f" gives at most {elsewhere:+.3f}.",
+                position=place,
+                block=int(block),
+            )
+        )
+    return found
+
+
+def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
+    """Give the first and last index of each unbroken run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(int), [0]])))
+    return [(int(start), int(stop) - 1) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    return "".join(tokens).removeprefix("·")

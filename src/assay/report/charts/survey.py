@@ -1,0 +1,76 @@
+"""Survey: lens, trace and mean layer importance of one passage, side by side with their layers on the same lines."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import xarray as xr
+
+from assay.report.charts import causal_trace, logit_lens, neuron_importance
+from assay.report.charts.grid import Orientation
+from assay.report.figure import Figure, Finding
+from assay.report.theme import finished
+
+
+def chart(
+    dataset: xr.Dataset, *, colour: logit_lens.Colour = "probability", orientation: Orientation = "layers-down"
+) -> alt.HConcatChart:
+    """Draw the three pictures side by side, ready to show or save.
+
+    Args:
+        dataset: result of `assay.survey`.
+        colour: quantity of the lens's cell colour.
+        orientation: ``"layers-down"`` or ``"layers-right"``.
+
+    Returns:
+        An Altair chart in the light theme.
+    """
+    lens, trace, neurons = _parts(dataset)
+    blocks, cells = _blocks(lens), causal_trace.frame(trace)
+    pictures = [
+        logit_lens.panel(logit_lens.frame(lens), colour=colour, orientation=orientation),
+        causal_trace.panel(trace, cells, kind="state", orientation=orientation, blocks=blocks),
+        neuron_importance.panel(
+            neurons, neuron_importance.frame(neurons), orientation=orientation, blocks=blocks
+        ),
+    ]
+    return finished(alt.hconcat(*pictures).resolve_scale(color="independent"))
+
+
+def figures(dataset: xr.Dataset) -> list[Figure]:
+    """Give the three as figures of a report whose layers are on the same lines."""
+    lens, trace, neurons = _parts(dataset)
+    blocks = _blocks(lens)
+    return [
+        *logit_lens.figures(lens, blocks=blocks),
+        *causal_trace.figures(trace, blocks=blocks),
+        *neuron_importance.figures(neurons, blocks=blocks),
+    ]
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say what to look at, the trace first: what a later occurrence owes to the earlier ones."""
+    lens, trace, neurons = _parts(dataset)
+    return [
+        *causal_trace.findings(trace),
+        *logit_lens.findings(lens),
+        *neuron_importance.findings(neurons),
+    ]
+
+
+def _parts(dataset: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+    lens, trace, neurons = (part(dataset, name) for name in ("lens", "trace", "neurons"))
+    return lens, trace, neurons
+
+
+def part(dataset: xr.Dataset, prefix: str) -> xr.Dataset:
+    """Take one part out of a survey and drop the prefix from its names."""
+    start = f"{prefix}."
+    names = [name for name in dataset.variables if str(name).startswith(start)]
+    own = dataset[names]
+    renamed = own.rename({name: str(name).removeprefix(start) for name in {*own.variables, *own.dims}})
+    attrs = {name.removeprefix(start): value for name, value in dataset.attrs.items() if name.startswith(start)}
+    return renamed.assign_attrs(attrs)
+
+
+def _blocks(lens: xr.Dataset) -> Sequence[int]:
+    return [logit_lens.block_of(str(site)) for site in lens["site"].values]

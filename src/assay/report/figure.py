@@ -1,0 +1,82 @@
+"""A figure of a report: how it is drawn, what a marked cell says, and the table behind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a readout: a labelled number drawn as a bar, with its interval where there is one.
+
+    Attributes:
+        label: column that names the line.
+        value: column of the number.
+        low: column of the interval's lower end; empty where there is none.
+        high: column of the interval's upper end.
+    """
+
+    label: str
+    value: str
+    low: str = ""
+    high: str = ""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What a page says about the marked cell: bars first, then single facts.
+
+    Attributes:
+        bars: lines drawn for every row of the table that belongs to the cell.
+        facts: title shown -> column, read from the first such row.
+    """
+
+    bars: Sequence[Bar] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence derived from a dataset, and the cell it speaks of.
+
+    Attributes:
+        text: one sentence with its figures.
+        position: token to mark.
+        block: layer to mark, as the block after which it lies; ``None`` marks the token alone.
+    """
+
+    text: str
+    position: int
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report.
+
+    Attributes:
+        name: safe as an identifier and as a file name; unique on a page.
+        title: heading.
+        caption: what is drawn, in which unit, and how to read its marks.
+        draw: ``draw(**options)`` gives the configured chart; linked figures accept ``orientation``.
+        frame: tidy table behind the figure; linked figures have columns ``position`` and ``block``.
+        choice: what the variants choose, for example ``"colour"``; empty with a single variant.
+        variants: label -> options of ``draw``; the first is shown first.
+        linked: whether the figure takes part in the shared cursor.
+        readout: what is said about a marked cell.
+        surprisal: surprisal of each token in nats, where the figure knows it; shades the text of the passage.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[..., alt.TopLevelMixin]
+    frame: pd.DataFrame
+    choice: str = ""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    linked: bool = False
+    readout: Readout = field(default_factory=Readout)
+    surprisal: Sequence[float | None] = ()
