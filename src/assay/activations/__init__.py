@@ -1,0 +1,1 @@
+"""Measurements in activation space: lens, trace, neuron importance, and the three together."""

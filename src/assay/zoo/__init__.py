@@ -1,0 +1,1 @@
+"""Reference material: models and densities whose true values are known in closed form."""
