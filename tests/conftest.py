@@ -73,20 +73,22 @@ def make_tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Mo
     """A function that makes a fresh tiny LLaMA, the same at each call; its arguments go to `LlamaConfig`."""
 
     def make(**settings: object) -> Model:
-        config = LlamaConfig(**{
-            "vocab_size": len(tiny_tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 56,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "initializer_range": 0.2,  # ten times the default, so that the tiny model has opinions
-            "bos_token_id": tiny_tokenizer.bos_token_id,
-            "eos_token_id": tiny_tokenizer.eos_token_id,
-            "pad_token_id": tiny_tokenizer.pad_token_id,
-            **settings,
-        })
+        config = LlamaConfig(
+            **{
+                "vocab_size": len(tiny_tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 56,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 128,
+                "initializer_range": 0.2,  # ten times the default, so that the tiny model has opinions
+                "bos_token_id": tiny_tokenizer.bos_token_id,
+                "eos_token_id": tiny_tokenizer.eos_token_id,
+                "pad_token_id": tiny_tokenizer.pad_token_id,
+                **settings,
+            }
+        )
         with torch.random.fork_rng(devices=[]):  # transformers draws weights from the global generator only
             torch.manual_seed(0)
             module = LlamaForCausalLM(config).eval()
