@@ -1,11 +1,11 @@
 """GGUF files, converted once into a Hugging Face folder that loads by memory map.
 
-The converted folder holds ``config.json``, ``model.safetensors`` and the tokenizer. Quantised tensors are stored
-as the float32 numbers they stand for; half-precision ones stay as they are; tied embeddings are stored once.
+The converted folder holds ``config.json``, ``model.safetensors`` and the tokenizer. Quantised tensors are
+stored as the float32 numbers they stand for, half-precision ones as they are, tied embeddings once.
 
-Folders live in ``$ASSAY_CACHE``, else ``$XDG_CACHE_HOME/assay``, else ``~/.cache/assay``, under the file's name and
-a hash of its size, time of change and first mebibyte. A folder is written under another name and renamed when it
-is complete, so an interrupted conversion leaves nothing that looks finished.
+Folders live in ``$ASSAY_CACHE``, else ``$XDG_CACHE_HOME/assay``, else ``~/.cache/assay``, under the file's
+name and a hash of its size, time of change and first mebibyte. A folder is written under another name and
+renamed when it is complete, so an interrupted conversion leaves nothing that looks finished.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ def cached_folder(path: Path) -> Path:
         A complete folder in the cache.
 
     Raises:
-        BadInput: the file cannot be read (see ``read_gguf``), its architecture or tokenizer is not supported, or
-            the cache cannot be written.
+        BadInput: the file cannot be read (see ``read_gguf``), its architecture or tokenizer is not supported,
+            or the cache cannot be written.
     """
     if not path.is_file():
         raise BadInput(f"There is no file {str(path)!r}. Check the path of the GGUF file.")
@@ -80,7 +80,7 @@ def cached_folder(path: Path) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # The lock dies with its holder, so whatever lies in the partial folder is left from a killed conversion.
+        # The lock dies with its holder: what lies in the partial folder is left from a killed conversion.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.is_dir():
                 partial = folder.with_name(f".{folder.name}.partial")
@@ -102,9 +102,6 @@ def convert(file: GGUFFile, folder: Path) -> None:
     Args:
         file: the parsed file.
         folder: an existing, empty folder.
-
-    Raises:
-        BadInput: the architecture, one of its options, or the tokenizer is not supported; or the disk is too full.
     """
     config = build_config(file)
     build_tokenizer(file.metadata).save_pretrained(folder)
@@ -123,16 +120,18 @@ def build_config(file: GGUFFile) -> PretrainedConfig:
     """
     architecture = file.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
-        raise _unsupported(file, f"the architecture {architecture!r} (known: {', '.join(ARCHITECTURES)})")
+        raise BadInput(
+            _unsupported(file, f"the architecture {architecture!r} (known: {', '.join(ARCHITECTURES)})")
+        )
     options = {
         key.removeprefix(f"{architecture}."): value
         for key, value in file.metadata.items()
         if key.startswith(f"{architecture}.")
     }
     if options.get("expert_count"):
-        raise _unsupported(file, "mixtures of experts")
+        raise BadInput(_unsupported(file, "mixtures of experts"))
     if options.get("attention.sliding_window"):
-        raise _unsupported(file, "sliding-window attention")
+        raise BadInput(_unsupported(file, "sliding-window attention"))
     try:
         heads, width = options["attention.head_count"], options["embedding_length"]
         head_dim = options.get("attention.key_length", width // heads)
@@ -148,9 +147,11 @@ def build_config(file: GGUFFile) -> PretrainedConfig:
             "rms_norm_eps": _decimal(options["attention.layer_norm_rms_epsilon"]),
         }
     except (KeyError, TypeError) as error:
-        raise _unsupported(file, f"a header where {error} is missing or differs between layers") from error
+        raise BadInput(
+            _unsupported(file, f"a header where {error} is missing or differs between layers")
+        ) from error
     if options.get("rope.dimension_count", head_dim) != head_dim:
-        raise _unsupported(file, "rotary embeddings over part of a head")
+        raise BadInput(_unsupported(file, "rotary embeddings over part of a head"))
     if architecture == "llama":
         fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     roles = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
@@ -164,8 +165,8 @@ def build_config(file: GGUFFile) -> PretrainedConfig:
     )
 
 
-def _unsupported(file: GGUFFile, what: str) -> BadInput:
-    return BadInput(
+def _unsupported(file: GGUFFile, what: str) -> str:
+    return (
         f"{str(file.path)!r} uses {what}, which the GGUF reader does not support. "
         "Load the model from its safetensors folder or hub id instead."
     )
@@ -181,27 +182,33 @@ def _rotary(file: GGUFFile, options: Mapping[str, Any], head_dim: int) -> dict[s
     theta = _decimal(options.get("rope.freq_base", 10_000.0))
     scaling = options.get("rope.scaling.type", "none")
     if ROTARY_FACTORS in file.tensors:
-        entry = file.tensors[ROTARY_FACTORS]
-        return _llama3_rotary(file, dequantise(file.rows(ROTARY_FACTORS), entry.encoding)[0], theta, head_dim)
+        factors = dequantise(file.rows(ROTARY_FACTORS), file.tensors[ROTARY_FACTORS].encoding)[0]
+        return _llama3_rotary(file, factors, theta, head_dim)
     if scaling == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": _decimal(options["rope.scaling.factor"])}
+        factor = _decimal(options["rope.scaling.factor"])
+        return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
     if scaling != "none":
-        raise _unsupported(file, f"rotary scaling of type {scaling!r}")
+        raise BadInput(_unsupported(file, f"rotary scaling of type {scaling!r}"))
     return {"rope_type": "default", "rope_theta": theta}
 
 
-def _llama3_rotary(file: GGUFFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any]:
+def _llama3_rotary(
+    file: GGUFFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int
+) -> dict[str, Any]:
     """Llama 3's stretched frequencies, recognised by the divisors the file lists for them.
 
-    A wavelength longer than ``original / low`` is stretched by ``factor``, one shorter than ``original / high``
-    not at all, and between the two the frequency is interpolated. All published Llama 3 models have
-    ``original = 8192, low = 1, high = 4``; other divisors cannot be written as a configuration and are refused.
+    A wavelength longer than ``original / low`` is stretched by ``factor``, one shorter than
+    ``original / high`` not at all, and between the two the frequency is interpolated. All published Llama 3
+    models have ``original = 8192, low = 1, high = 4``.
+
+    Raises:
+        BadInput: the divisors are others, which cannot be written as a configuration.
     """
     original, low, high, factor = 8192, 1.0, 4.0, _decimal(factors.max())
     turns = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     if factors.shape != kept.shape or not np.allclose(factors, 1 / ((1 - kept) / factor + kept), rtol=1e-4):
-        raise _unsupported(file, "rotary factors that are not those of Llama 3")
+        raise BadInput(_unsupported(file, "rotary factors that are not those of Llama 3"))
     return {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -215,7 +222,7 @@ def _llama3_rotary(file: GGUFFile, factors: npt.NDArray[np.float32], theta: floa
 def _hf_name(file: GGUFFile, name: str) -> str:
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in NAMES:
-        raise _unsupported(file, f"the tensor {name!r}")
+        raise BadInput(_unsupported(file, f"the tensor {name!r}"))
     block = f"model.layers.{match[1]}." if match[1] else ""
     return f"{block}{NAMES[match[2]]}.{match[3]}"
 
@@ -241,7 +248,7 @@ def _write_safetensors(file: GGUFFile, path: Path) -> None:
         output.write(len(head).to_bytes(8, "little") + head)
         for entry in sorted(entries, key=_item_size, reverse=True):
             for chunk in _values(file, entry):
-                output.write(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+                output.write(chunk.tobytes())
 
 
 def _stored_dtype(entry: TensorEntry) -> str:
@@ -266,8 +273,8 @@ def _values(file: GGUFFile, entry: TensorEntry) -> Iterator[npt.NDArray[Any]]:
 def _interleaved_heads(file: GGUFFile, entry: TensorEntry) -> int | None:
     """The number of heads of a tensor whose rows the file interleaves; ``None`` for any other tensor.
 
-    The llama architecture rotates neighbouring pairs of a head's dimensions in GGUF, the first half against the
-    second half in Hugging Face's implementation.
+    The llama architecture rotates neighbouring pairs of a head's dimensions in GGUF, the first half against
+    the second half in Hugging Face's implementation.
     """
     if file.metadata["general.architecture"] != "llama":
         return None

@@ -24,7 +24,7 @@ from assay.models.gguf_quants import Encoding, encoding
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 STRING, ARRAY = 8, 9
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+SCALARS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_gguf(path: Path) -> GGUFFile:
     if not path.is_file():
         raise BadInput(f"There is no file {str(path)!r}. Check the path of the GGUF file.")
     if path.stat().st_size < 24:
-        raise BadInput(f"{str(path)!r} is {path.stat().st_size} bytes long: too short for a GGUF file. Download it again.")
+        raise BadInput(f"{str(path)!r} has {path.stat().st_size} bytes: too short for a GGUF file.")
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     cursor = _Cursor(data)
@@ -169,13 +169,13 @@ def _locate(
         packing = encoding(kind)
         if packing is None:
             raise BadInput(
-                f"Tensor {name!r} of {str(path)!r} is packed as ggml type {kind}, which this reader does not know. "
+                f"Tensor {name!r} of {str(path)!r} is packed as ggml type {kind}, which is not known here. "
                 "Use another quantisation of the model (Q8_0, Q4_K_M, F16) or its safetensors folder."
             )
         if not shape or shape[-1] % packing.block:
             raise BadInput(
-                f"Tensor {name!r} of {str(path)!r} has shape {shape}, whose last dimension is no multiple of the "
-                f"{packing.block} values in a {packing.name} block. The file is damaged: download it again."
+                f"Tensor {name!r} of {str(path)!r} has shape {shape}, whose last dimension is no multiple of "
+                f"the {packing.block} values in a {packing.name} block. The file is damaged."
             )
         tensors[name] = TensorEntry(name, shape, packing, data_start + offset)
     return tensors

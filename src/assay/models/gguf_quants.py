@@ -1,8 +1,8 @@
 """From packed GGUF blocks to float32, many blocks at a time.
 
-A block is a run of values along a row that share a scale. With ``d`` and ``m`` half-precision numbers and ``q``
-small integers, the plain formats hold ``x = d q`` or ``x = d q + m``. The K formats hold 256 values in groups
-with scales of their own, themselves small integers: ``x = (d s) q - (m t)``.
+A block is a run of values along a row that share a scale. With ``d`` and ``m`` half-precision numbers and
+``q`` small integers, the plain formats hold ``x = d q`` or ``x = d q + m``. The K formats hold 256 values in
+groups with scales of their own, themselves small integers: ``x = (d s) q - (m t)``.
 
 Every function here takes ``blocks (block, byte)`` and returns ``(block, value)`` in float32, rounded once per
 operation in the order above, so that results are bit-equal to ggml's reference de-quantiser.
@@ -12,11 +12,13 @@ Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h (block la
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
@@ -53,7 +55,7 @@ def dequantise(packed: Bytes, encoding: Encoding) -> Floats:
         ``(row, value)`` in float32.
     """
     blocks = packed.reshape(-1, encoding.n_bytes)
-    with np.errstate(invalid="ignore", over="ignore"):  # damaged scales give NaN, which loading names by parameter
+    with np.errstate(invalid="ignore", over="ignore"):  # loading names the parameters that hold NaN
         return encoding.decode(blocks).reshape(len(packed), -1)
 
 
@@ -77,7 +79,7 @@ def _bits(packed: Bytes) -> Bytes:
     return np.unpackbits(packed, axis=1, bitorder="little")
 
 
-def _signed(values: Bytes, zero: int) -> npt.NDArray[np.int8]:
+def _signed(values: Integers, zero: int) -> Integers:
     """Unsigned integers with ``zero`` as their origin."""
     return values.view(np.int8) - np.int8(zero)
 
@@ -120,7 +122,7 @@ def _q8_0(blocks: Bytes) -> Floats:
     return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
-def _grouped(q: npt.NDArray[np.uint8 | np.int8], scale: Floats, offset: Floats | None = None) -> Floats:
+def _grouped(q: Integers, scale: Floats, offset: Floats | None = None) -> Floats:
     """``scale q - offset`` with one scale, and one offset, per group of a block, ``(block, group)``."""
     values = scale[:, :, None] * q.reshape(*scale.shape, -1)
     if offset is not None:
@@ -139,11 +141,11 @@ def _q3_k(blocks: Bytes) -> Floats:
     return _grouped(_signed(low | high << 2, 4), _half(blocks, 108) * _signed(scales, 32))
 
 
-def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _k_scales(packed: Bytes) -> tuple[Integers, Integers]:
     """The eight 6-bit scales and eight 6-bit offsets that Q4_K and Q5_K share, ``(block, group)`` each.
 
-    The first four of each lie in the low bits of bytes 0 to 3 and 4 to 7; the last four have their low nibbles
-    in bytes 8 to 11 and their top two bits above the first four.
+    The first four of each lie in the low bits of bytes 0 to 3 and 4 to 7; the last four have their low
+    nibbles in bytes 8 to 11 and their top two bits above the first four.
     """
     first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.hstack([first & 63, rest & 15 | first >> 6 << 4])

@@ -1,8 +1,8 @@
 """The tokenizer a GGUF file describes, as a fast Hugging Face tokenizer.
 
-GGUF stores vocabulary, merges and token kinds, and names how text is cut before merging (``tokenizer.ggml.pre``)
-instead of spelling it out. The names are those of llama.cpp; only the ones below are known here, and an unknown
-one is refused, because a wrong cut gives wrong tokens without any sign.
+GGUF stores vocabulary, merges and token kinds, and names how text is cut before merging
+(``tokenizer.ggml.pre``) instead of spelling it out. The names are those of llama.cpp; only the ones below are
+known here, and an unknown one is refused, because a wrong cut gives wrong tokens without any sign.
 
 Sources: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp (names and their regular
 expressions); the ``tokenizer.json`` of SmolLM2, Llama 3 and Qwen2.
@@ -21,7 +21,7 @@ CONTROL, USER_DEFINED = 3, 4
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-GPT2_SPLIT = ("gpt-2", "phi-2", "olmo", "mpt", "jina-en", "jina-es", "jina-de", "roberta-bpe")
+GPT2_SPLIT = ("gpt-2", "phi-2", "olmo", "mpt", "jais", "jina-en", "jina-es", "jina-de")
 LLAMA3_SPLIT = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 QWEN2_SPLIT = ("qwen2", "deepseek-r1-qwen", "megrez")
 
@@ -50,9 +50,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         )
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     _add_whole_tokens(backend, tokens, metadata.get("tokenizer.ggml.token_type", ()))
-    special = {
-        role: tokens[metadata[key]] for role, name in ROLES.items() if (key := f"tokenizer.ggml.{name}_token_id") in metadata
-    }
+    ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in ROLES.items()}
+    special = {role: tokens[index] for role, index in ids.items() if index is not None}
     _add_bookends(backend, metadata, special)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -65,7 +64,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
 def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre")
     vocab = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    merges = [(left, right) for left, right in (merge.split(" ") for merge in metadata["tokenizer.ggml.merges"])]
+    pairs = (merge.split(" ") for merge in metadata["tokenizer.ggml.merges"])
+    merges = [(left, right) for left, right in pairs]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in LLAMA3_SPLIT))
     tokenizer.pre_tokenizer = _byte_level_split(pre)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,26 +75,30 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level_split(pre: str | None) -> pre_tokenizers.PreTokenizer:
+    """How text is cut into the pieces that merges stay within.
+
+    Raises:
+        BadInput: the name is not known.
+    """
     if pre in GPT2_SPLIT:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre in SINGLE_DIGITS:
-        return pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        return pre_tokenizers.Sequence([
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ])
     if pre in (*LLAMA3_SPLIT, *QWEN2_SPLIT):
         digits = r"\p{N}{1,3}" if pre in LLAMA3_SPLIT else r"\p{N}"
         words = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
         rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(f"{words}|{rest}"), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        return pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(f"{words}|{rest}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])
     known = ", ".join(sorted((*SINGLE_DIGITS, *GPT2_SPLIT, *LLAMA3_SPLIT, *QWEN2_SPLIT)))
     raise BadInput(
-        f"The GGUF file asks for the pre-tokenizer {pre!r}, which is not known here, and guessing it would give "
-        f"wrong tokens. Known: {known}. Load the model from its safetensors folder instead."
+        f"The GGUF file asks for the pre-tokenizer {pre!r}, which is not known here, and guessing it would "
+        f"give wrong tokens. Known: {known}. Load the model from its safetensors folder instead."
     )
 
 
@@ -121,9 +125,10 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _add_whole_tokens(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
     """Tokens that are never cut: control tokens are special, user-defined ones are plain text."""
-    pairs = list(zip(tokens, kinds, strict=False))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text, kind in pairs if kind == CONTROL])
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, kind in pairs if kind == USER_DEFINED])
+    control = [text for text, kind in zip(tokens, kinds, strict=False) if kind == CONTROL]
+    plain = [text for text, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain])
 
 
 def _add_bookends(tokenizer: Tokenizer, metadata: Mapping[str, Any], special: Mapping[str, str]) -> None:

