@@ -12,7 +12,6 @@ The numbers are those of full forwards up to the order of summation. A family wh
 recognised by a self-test on the recorded run, and served by full forwards instead.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 from assay.errors import BadInput
 from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, new_cache
 from assay.models.edits import Edit, at
+from assay.models.gauges import free_memory
 from assay.models.inputs import Batch
 from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
@@ -174,7 +174,7 @@ def default_rows(recording: Recording) -> int:
     length = recording.ids.shape[1]
     stored = sum(part.shape[1] * part.shape[-1] for part in recording.cache[0]) if recording.cache else 0
     bytes_a_row = length * (3 * width + 6 * recording.resid[0].shape[-1] + 3 * stored) * recording.resid[0].element_size()
-    return max(len(recording.ids), int(min(MEMORY_BUDGET, _free_memory(recording.ids.device) // 2) // bytes_a_row))
+    return max(len(recording.ids), int(min(MEMORY_BUDGET, free_memory(recording.ids.device) // 2) // bytes_a_row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,12 +339,6 @@ def _unpadded(model: Model, inputs: Inputs) -> Batch:
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor.expand(times, *tensor.shape).reshape(times * len(tensor), *tensor.shape[1:])
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _too_large(rows: int) -> str:
