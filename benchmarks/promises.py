@@ -41,9 +41,12 @@ def figure(promise: Promise, turns: dict[str, Turns], weight_bytes: int) -> dict
     if promise.quantity == "memory":
         value = float(max(turn["peak_bytes"] for turn in turns[promise.of]) - weight_bytes)
     else:
-        seconds = np.array([
-            [turn["whole_seconds"] for turn in turns[name]] for name in (promise.of, promise.to or promise.of)
-        ])
+        seconds = np.array(
+            [
+                [turn["whole_seconds"] for turn in turns[name]]
+                for name in (promise.of, promise.to or promise.of)
+            ]
+        )
         drawn = np.random.default_rng(0).integers(seconds.shape[1], size=(RESAMPLES, seconds.shape[1]))
         value = float(_compare(promise, np.median(seconds, axis=-1)))
         low, high = np.quantile(

@@ -144,11 +144,13 @@ def _run(command: Command, threads: int) -> dict[str, Any]:
             env=environment,
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
         seconds = time.perf_counter() - start
     finally:
         shutil.rmtree(fresh)
+    if told.returncode:
+        raise RuntimeError(f"{command.label!r} ended with exit code {told.returncode}: {told.stderr.strip()}")
     if command.prints_seconds:
         seconds = float(told.stdout.split()[-1])
     return {"seconds": seconds, "whole_seconds": seconds}

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from assay.activations.causal_trace import CausalTrace, embedding_scale
+from assay.activations.subject import subject_positions
 from assay.models.model import Model
 
 SAMPLES = 10
-NOISE = 3.0
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,22 @@ LONG = Prompt(
 )
 
 
-def write_work(model: Model, prompt: Prompt, path: Path, *, seed: int = 0) -> tuple[int, int]:
+def write_work(model: Model, prompt: Prompt, path: Path) -> tuple[int, int]:
     """Write the tokens, the subject's span, the noise and the answer of one prompt.
 
-    The noise is `NOISE` standard deviations of the subject's own embedding entries, normally distributed, one
-    draw per sample; the answer is the token the model itself puts first.
+    The noise is what Assay's causal trace draws by default; the answer is the token the model puts first.
 
     Returns:
         How many positions the prompt has, and how many layers the model has.
     """
-    assert model.tokenizer is not None
-    encoded = model.tokenizer(prompt.text, return_offsets_mapping=True)
-    tokens = torch.tensor([encoded["input_ids"]])
-    begin = prompt.text.index(prompt.subject)
-    end = begin + len(prompt.subject)
-    inside = [i for i, (low, high) in enumerate(encoded["offset_mapping"]) if low < end and begin < high]
-    span = (inside[0], inside[-1] + 1)
+    tokens = torch.tensor([model.tokens(prompt.text)])
+    positions = subject_positions(model, prompt.text, prompt.subject)
+    span = (positions[0], positions[-1] + 1)
     with torch.no_grad():
         answer = int(model.module(tokens).logits[0, -1].argmax())
-        embedded = model.module.get_input_embeddings()(tokens[0, slice(*span)])
-    sigma = NOISE * embedded.std().item()
-    generator = torch.Generator().manual_seed(seed)
-    noise = sigma * torch.randn((SAMPLES, *embedded.shape), generator=generator)
-    told = {"prompt": prompt.text, "subject": prompt.subject, "span": span, "answer": answer, "sigma": sigma}
-    save_file({"tokens": tokens, "noise": noise}, path, metadata={"work": json.dumps(told | {"seed": seed})})
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(SAMPLES, len(positions), model.parts.embed_width, generator=generator)
+    noise *= CausalTrace.noise * embedding_scale(model)
+    told = {"prompt": prompt.text, "subject": prompt.subject, "span": span, "answer": answer, "seed": SEED}
+    save_file({"tokens": tokens, "noise": noise}, path, metadata={"work": json.dumps(told)})
     return tokens.shape[1], model.n_layers

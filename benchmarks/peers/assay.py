@@ -40,7 +40,13 @@ def prepare(work: Work) -> dict[str, Task]:
 
     def trace(turn: Turn) -> Answer:
         dataset = assay.causal_trace(
-            model, work.prompt, work.subject, kinds=("state",), noise=work.sigma, noise_samples=work.samples
+            model,
+            work.prompt,
+            work.subject,
+            kinds=("state",),
+            noise_samples=work.samples,
+            seed=work.seed,
+            baseline_samples=0,  # the peers trace no untrained twin
         ).dataset
         restored = dataset.p_restored.sel(kind="state").values
         return {"restored": [float(restored[layer, position]) for layer, position in turn.cells]}

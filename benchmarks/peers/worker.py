@@ -36,7 +36,6 @@ class Work:
         span: first and one-past-last position of the subject.
         noise: what is added to the subject's embeddings, (sample, subject position, d_model), on the device.
         answer: token id whose probability at the last position a trace reads.
-        sigma: standard deviation of the noise, in embedding units.
         seed: seed the noise was drawn with.
     """
 
@@ -48,7 +47,6 @@ class Work:
     span: tuple[int, int]
     noise: torch.Tensor
     answer: int
-    sigma: float
     seed: int
 
     @property
