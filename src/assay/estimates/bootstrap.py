@@ -1,7 +1,6 @@
 """Bootstrap intervals of any statistic, and the paired difference of two."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,13 +9,12 @@ from scipy import stats
 from assay.errors import BadInput
 from assay.estimates.estimate import Estimate, Floats, check_level
 
-Statistic = Callable[[Floats], Floats]
-Kind = Literal["percentile", "bca"]
+Statistic = Callable[[Floats], ArrayLike]
 
 
 def mean(samples: Floats) -> Floats:
     """Give the mean over the first axis."""
-    return samples.mean(axis=0)
+    return np.asarray(samples.mean(axis=0))
 
 
 def bootstrap(
@@ -25,14 +23,14 @@ def bootstrap(
     statistic: Statistic = mean,
     *,
     resamples: int = 2000,
-    kind: Kind = "bca",
+    kind: str = "bca",
     level: float = 0.95,
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Bootstrap a statistic of independent samples: its value, standard error and interval.
 
-    Every resample draws n samples with replacement, the same draw for all remaining axes, so cells stay paired.
-    ``"percentile"`` takes the quantiles of the resampled statistic. ``"bca"`` moves these for bias and
-    skewness, with the acceleration from the jackknife (B. Efron 1987, Journal of the American Statistical
+    Every resample draws n samples with replacement, the same draw for all remaining axes, so that cells stay
+    paired. ``"percentile"`` takes the quantiles of the resampled statistic. ``"bca"`` moves these for bias
+    and skewness, with the acceleration from the jackknife (B. Efron 1987, Journal of the American Statistical
     Association 82:171); it is second-order accurate where the percentile interval is first-order.
 
     Args:
@@ -44,7 +42,7 @@ def bootstrap(
         level: nominal coverage.
 
     Returns:
-        value, stderr, low, high, each of shape (...). Where the statistic does not vary, both ends are its value.
+        value, stderr, low, high, each of shape (...). A statistic that does not vary is both ends.
 
     Raises:
         BadInput: when there are fewer than two samples or resamples, or the kind is unknown.
@@ -53,8 +51,8 @@ def bootstrap(
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim == 0 or len(values) < 2 or resamples < 2:
         raise BadInput(
-            f"a bootstrap needs at least two samples and two resamples; got samples of shape {values.shape} and "
-            f"{resamples} resamples."
+            f"a bootstrap needs at least two samples and two resamples; got samples of shape {values.shape} "
+            f"and {resamples} resamples."
         )
     value = np.asarray(statistic(values), dtype=np.float64)
     draws = rng.integers(len(values), size=(resamples, len(values)))
@@ -66,7 +64,7 @@ def bootstrap(
         low, high = _bca_ends(value, replicates, _jackknife(values, statistic), tails)
     else:
         raise BadInput(f"kind is {kind!r}: expected 'percentile' or 'bca'.")
-    return value, replicates.std(axis=0, ddof=1), np.asarray(low), np.asarray(high)
+    return value, np.asarray(replicates.std(axis=0, ddof=1)), np.asarray(low), np.asarray(high)
 
 
 def _jackknife(values: Floats, statistic: Statistic) -> Floats:
@@ -78,20 +76,20 @@ def _jackknife(values: Floats, statistic: Statistic) -> Floats:
 def _bca_ends(value: Floats, replicates: Floats, left_out: Floats, tails: Floats) -> tuple[Floats, Floats]:
     """Give the quantiles of the replicates, corrected for bias z0 and acceleration a.
 
-    With z0 the normal quantile of the share of replicates below the value (ties count half), the tail alpha moves
-    to Phi(z0 + (z0 + z_alpha) / (1 - a (z0 + z_alpha))).
+    With z0 the normal quantile of the share of replicates below the value (ties count half), the tail alpha
+    moves to Phi(z0 + (z0 + z_alpha) / (1 - a (z0 + z_alpha))).
     """
-    share = ((replicates < value).mean(axis=0) + (replicates <= value).mean(axis=0)) / 2
+    share = np.asarray((replicates < value).mean(axis=0) + (replicates <= value).mean(axis=0)) / 2
     # a value beyond every replicate would be infinitely biased; half a replicate is the most that can be told
     smallest = 0.5 / len(replicates)
     bias = stats.norm.ppf(np.clip(share, smallest, 1 - smallest))
     deviation = left_out.mean(axis=0) - left_out
     spread = (deviation**2).sum(axis=0) ** 1.5
-    skewness = (deviation**3).sum(axis=0)
+    skewness = np.asarray((deviation**3).sum(axis=0))
     acceleration = np.divide(skewness, 6 * spread, out=np.zeros_like(skewness), where=spread > 0)
     ends: list[Floats] = []
     for tail in stats.norm.ppf(tails):
-        moved = stats.norm.cdf(bias + (bias + tail) / (1 - acceleration * (bias + tail)))
+        moved = np.asarray(stats.norm.cdf(bias + (bias + tail) / (1 - acceleration * (bias + tail))))
         ends.append(_quantile_each(replicates, moved))
     return ends[0], ends[1]
 
@@ -103,7 +101,7 @@ def _quantile_each(replicates: Floats, probability: Floats) -> Floats:
     below = np.floor(place).astype(np.int64)
     above = np.minimum(below + 1, len(ordered) - 1)
     low, high = (np.take_along_axis(ordered, index[None], axis=0)[0] for index in (below, above))
-    return low + (place - below) * (high - low)
+    return np.asarray(low + (place - below) * (high - low))
 
 
 def paired_difference(
@@ -112,7 +110,7 @@ def paired_difference(
     rng: np.random.Generator,
     *,
     resamples: int = 2000,
-    kind: Kind = "bca",
+    kind: str = "bca",
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the mean of b - a over pairs; what both share cancels, so the interval is narrow.

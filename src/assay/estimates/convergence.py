@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from numpy.typing import ArrayLike
 
 from assay.errors import BadInput
@@ -30,21 +30,22 @@ def convergence(draws: ArrayLike) -> Convergence:
     A. Vehtari, A. Gelman, D. Simpson, B. Carpenter, P.-C. Buerkner 2021, Bayesian Analysis 16:667.
 
     Args:
-        draws: [chain, draw], at least 4 draws each; one chain is split in two as well.
+        draws: [chain, draw], at least 8 draws each. One chain alone is compared with itself, half by half.
 
     Raises:
         BadInput: when the draws are not [chain, draw], are too few, or are not finite.
     """
     values = np.asarray(draws, dtype=np.float64)
-    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 4:
+    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 8:
         raise BadInput(
-            f"draws have shape {values.shape}: expected [chain, draw] with at least 4 draws per chain."
+            f"draws have shape {values.shape}: expected [chain, draw] with at least 8 draws per chain."
         )
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
         raise BadInput(f"{count} draws are NaN or infinite: the chains diverged; use a smaller step size.")
+    halves = values[:, : values.shape[1] // 2 * 2].reshape(2, -1) if len(values) == 1 else values
     return Convergence(
-        r_hat=float(array_stats.rhat(values)),
-        ess=float(array_stats.ess(values)),
-        mcse=float(array_stats.mcse(values)),
+        r_hat=np.asarray(array_stats.rhat(halves)).item(),
+        ess=np.asarray(array_stats.ess(values)).item(),
+        mcse=np.asarray(array_stats.mcse(values)).item(),
     )

@@ -14,8 +14,8 @@ from assay.estimates.estimate import Estimate, Floats, check_level
 def pearson(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Estimate:
     """Estimate the linear correlation of pairs, with Fisher's interval.
 
-    artanh(r) is nearly normal with standard error 1 / sqrt(n - 3) for jointly normal pairs; the interval is taken
-    there and mapped back. The standard error of r itself is (1 - r^2) / sqrt(n - 3).
+    artanh(r) is nearly normal with standard error 1 / sqrt(n - 3) for jointly normal pairs; the interval is
+    taken there and mapped back. The standard error of r itself is (1 - r^2) / sqrt(n - 3).
 
     Args:
         x: (n,), n at least 4.
@@ -35,19 +35,21 @@ def spearman(
     *,
     interval: Literal["fisher", "bootstrap"] = "fisher",
     rng: np.random.Generator | None = None,
+    resamples: int = 2000,
     level: float = 0.95,
 ) -> Estimate:
     """Estimate the rank correlation of pairs; ties share the mean of their ranks.
 
     Fisher's interval widens the standard error of artanh by 1 + r^2 / 2 under the root (D. G. Bonett and
-    T. A. Wright 2000, Psychometrika 65:23). The bootstrap (percentile) makes no assumption on how the pairs are
-    distributed; it resamples pairs.
+    T. A. Wright 2000, Psychometrika 65:23). The bootstrap (percentile) resamples pairs, and assumes nothing
+    about how they are distributed.
 
     Args:
         x: (n,), n at least 4.
         y: (n,).
         interval: ``"fisher"`` or ``"bootstrap"``.
         rng: draws the resamples; needed for the bootstrap.
+        resamples: number of resamples of the bootstrap.
         level: nominal coverage.
 
     Returns:
@@ -65,7 +67,7 @@ def spearman(
             "the bootstrap interval of a rank correlation needs `rng`, a numpy Generator with a seed."
         )
     pairs = np.stack([left, right], axis=1)
-    parts = bootstrap(pairs, rng, _rank_correlation, kind="percentile", level=level)
+    parts = bootstrap(pairs, rng, _rank_correlation, resamples=resamples, kind="percentile", level=level)
     value, stderr, low, high = (float(part) for part in parts)
     return Estimate(value, stderr, low, high, len(left), level)
 
@@ -74,7 +76,7 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     left, right = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if left.shape != right.shape or left.ndim != 1 or left.size < 4:
         raise BadInput(
-            f"a correlation needs two rows of the same length, at least 4; got shapes {left.shape} and {right.shape}."
+            f"a correlation needs two rows of one length, at least 4; got {left.shape} and {right.shape}."
         )
     return left, right
 

@@ -48,8 +48,8 @@ def mean_interval(
         level: nominal coverage.
 
     Returns:
-        mean, stderr, low, high; each has the shape of ``samples`` without ``axis``. With one sample, all but the
-        mean are NaN: nothing is known of the spread.
+        mean, stderr, low, high; each has the shape of ``samples`` without ``axis``. With one sample, all but
+        the mean are NaN: nothing is known of the spread.
 
     Raises:
         BadInput: when there is no sample.
@@ -57,17 +57,15 @@ def mean_interval(
     check_level(level)
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim == 0 or values.shape[axis] == 0:
-        raise BadInput(
-            f"a mean needs at least one sample along axis {axis}; the samples have shape {values.shape}."
-        )
+        raise BadInput(f"a mean needs a sample or more along axis {axis}; the shape is {values.shape}.")
     n = values.shape[axis]
-    mean = values.mean(axis=axis)
+    mean = np.asarray(values.mean(axis=axis))
     if n == 1:
         unknown = np.full_like(mean, np.nan)
         return mean, unknown, unknown.copy(), unknown.copy()
-    stderr = values.std(axis=axis, ddof=1) / np.sqrt(n)
+    stderr = np.asarray(values.std(axis=axis, ddof=1) / np.sqrt(n))
     reach = stats.t.ppf((1 + level) / 2, n - 1) * stderr
-    return mean, stderr, mean - reach, mean + reach
+    return mean, stderr, np.asarray(mean - reach), np.asarray(mean + reach)
 
 
 def mean_estimate(samples: ArrayLike, level: float = 0.95) -> Estimate:

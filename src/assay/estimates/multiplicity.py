@@ -11,8 +11,8 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
     """Adjust p-values such that calling those at most q significant has a false discovery rate of at most q.
 
     With m p-values in ascending order, the adjusted p_(i) is the smallest of m p_(j) / j over j >= i, and
-    at most 1 (Y. Benjamini and Y. Hochberg 1995, Journal of the Royal Statistical Society B 57:289). It holds for
-    independent and for positively dependent tests.
+    at most 1 (Y. Benjamini and Y. Hochberg 1995, Journal of the Royal Statistical Society B 57:289). It holds
+    for independent and for positively dependent tests.
 
     Args:
         p: p-values of any shape; NaN marks a test that was not made, stays NaN and does not count.
