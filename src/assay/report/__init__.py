@@ -1,1 +1,5 @@
-"""Results on paper and on screen: charts, tables, one offline HTML file."""
+"""Reports: one offline page from one or several results, and figures as files."""
+
+from assay.report.page import write_report
+
+__all__ = ["write_report"]

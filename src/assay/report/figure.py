@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import altair as alt
 import pandas as pd
+
+from assay.report.theme import finished
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Figure:
         name: safe as an identifier and as a file name; unique on a page.
         title: heading.
         caption: what is drawn, in which unit, and how to read its marks.
-        draw: ``draw(**options)`` gives the configured chart; linked figures accept ``orientation``.
+        draw: ``draw(**options)`` gives the chart without its look; its marks name this figure's table, by the
+            figure's name, or bring their own rows; linked figures accept ``orientation``.
         frame: tidy table behind the figure; linked figures have columns ``position`` and ``block``.
         choice: what the variants choose, for example ``"colour"``; empty with a single variant.
         variants: label -> options of ``draw``; the first is shown first.
@@ -73,10 +75,14 @@ class Figure:
     name: str
     title: str
     caption: str
-    draw: Callable[..., alt.TopLevelMixin]
+    draw: Callable[..., Any]
     frame: pd.DataFrame
     choice: str = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     linked: bool = False
     readout: Readout = field(default_factory=Readout)
     surprisal: Sequence[float | None] = ()
+
+    def chart(self, **options: Any) -> Any:
+        """Draw the figure with its rows and the look of paper; ``options`` are those of `draw`."""
+        return finished(self.draw(**options), {self.name: self.frame})

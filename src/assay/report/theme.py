@@ -1,6 +1,6 @@
 """One look for every chart: type, colours safe for colour-blind readers, light and dark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import altair as alt
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 Mode = Literal["light", "dark"]
+MODES: tuple[Mode, Mode] = ("light", "dark")
 
 FONT = "DejaVu Sans, Verdana, Segoe UI, sans-serif"
 ACCENT = {"light": "#b84a00", "dark": "#ffb454"}
@@ -64,32 +65,38 @@ def config(mode: Mode) -> dict[str, Any]:
         "range": {"heatmap": _SEQUENTIAL[mode], "ramp": _SEQUENTIAL[mode], "diverging": _DIVERGING[mode]},
         "style": {
             "token": {"font": FONT, "fontSize": 9},
-            "accent": {"color": accent, "stroke": accent, "fill": accent},
-            "accent-outline": {"stroke": accent, "fill": None, "strokeWidth": 1.6},
-            "cursor": {"stroke": cursor, "fill": None, "strokeWidth": 1.8},
+            "accent": {"color": accent, "opacity": 1},
+            "accent-outline": {"color": accent, "strokeWidth": 1.6},
+            "cursor": {"color": cursor, "strokeWidth": 1.8},
         },
     }  # fmt: skip
 
 
-def finished(chart: alt.TopLevelMixin, mode: Mode = "light") -> Any:
-    """Return the chart with the shared look, ready to show or to save."""
+def finished(chart: Any, tables: Mapping[str, pd.DataFrame], mode: Mode = "light") -> Any:
+    """Give the chart its rows and the shared look, ready to show or to save.
+
+    Args:
+        chart: an Altair chart whose marks name the tables they draw.
+        tables: name -> rows.
+        mode: ``"light"`` or ``"dark"``.
+
+    Returns:
+        A copy of the chart with rows and configuration.
+    """
     dressed = chart.copy(deep=False)
+    dressed.datasets = {name: records(frame) for name, frame in tables.items()}
     dressed.config = alt.Config(**config(mode))
     return dressed
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Write a table as JSON-safe rows: six significant digits, ``None`` for what is not a finite number."""
-    columns = {str(name): _plain(frame[name].to_numpy()) for name in frame.columns}
+    columns = {str(name): plain_values(frame[name].to_numpy()) for name in frame.columns}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def inline(frame: pd.DataFrame) -> alt.InlineData:
-    """Hold a table inside a chart, with no limit on its rows."""
-    return alt.InlineData(values=records(frame))
-
-
-def _plain(values: np.ndarray) -> Sequence[Any]:
+def plain_values(values: np.ndarray) -> list[Any]:
+    """Write one column as JSON-safe values: six significant digits, ``None`` for what is not a finite number."""
     if values.dtype.kind == "f":
         return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if np.isfinite(value) else None for value in values]
     return values.tolist()

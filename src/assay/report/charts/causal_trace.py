@@ -12,10 +12,11 @@ from assay.errors import BadInput
 from assay.report.charts.grid import Grid, Orientation
 from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
-from assay.report.theme import finished, inline
+from assay.report.theme import finished
 
 Kind = Literal["state", "mlp", "attn"]
 _TITLES = {"state": "state restored", "mlp": "MLP outputs restored", "attn": "attention outputs restored"}
+_TABLE = "causal_trace"
 _FADED = 0.3
 
 
@@ -46,7 +47,8 @@ def chart(
     cells = frame(dataset)
     shown = kinds if kind == "all" else [kind]
     panels = [panel(dataset, cells, kind=name, orientation=orientation, blocks=blocks) for name in shown]
-    return finished(panels[0] if len(panels) == 1 else alt.hconcat(*panels).resolve_scale(color="shared"))
+    picture = panels[0] if len(panels) == 1 else alt.hconcat(*panels).resolve_scale(color="shared")
+    return finished(picture, {_TABLE: cells})
 
 
 def panel(
@@ -75,7 +77,7 @@ def panel(
         legend=alt.Legend(title=f"p({answer}) restored; low end: corrupted run", format=".2f"),
     )
     clear = "datum.effect_low > 0 || datum.effect_high < 0"
-    base = alt.Chart(inline(cells)).transform_filter(f"datum.kind === '{kind}'")
+    base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.kind === '{kind}'")
     shown = "format(datum.effect, '+.4f') + ' ± ' + format(datum.effect_stderr, '.4f')"
     heat = base.transform_calculate(effect_shown=shown).mark_rect().encode(
         **grid.encoding(),
@@ -88,7 +90,7 @@ def panel(
             alt.Tooltip("effect_shown:N", title="indirect effect ± stderr"),
         ],
     )  # fmt: skip
-    underline = alt.Chart(inline(subject.to_frame())).mark_rect(style="accent").encode(**_subject_bar(grid))
+    underline = grid.places(subject.tolist()).mark_rect(style="accent").encode(**_subject_bar(grid))
     return grid.picture(
         heat,
         underline,
@@ -104,7 +106,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     answer, subject = visible(str(dataset.attrs["answer"])), visible(str(dataset.attrs["subject"]))
     return [
         Figure(
-            name="causal_trace",
+            name=_TABLE,
             title="Causal trace",
             caption=(
                 f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and one place is put "
@@ -112,7 +114,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
                 f"{float(dataset['p_corrupted']):.3g}, the low end of the colours. Corrupted tokens carry a bar; faded "
                 "cells are those whose effect has an interval that includes zero."
             ),
-            draw=lambda kind, **options: finished(panel(dataset, cells, kind=kind, blocks=blocks, **options)),
+            draw=lambda kind, **options: panel(dataset, cells, kind=kind, blocks=blocks, **options),
             frame=cells,
             choice="restored",
             variants={name: {"kind": name} for name in kinds},

@@ -76,6 +76,10 @@ class Grid:
         side = "y" if self.orientation == "layers-down" else "x"
         return {side: alt.value(-_MARGIN / 2)}
 
+    def places(self, positions: Sequence[int]) -> alt.Chart:
+        """Begin a layer of one mark for each of some positions."""
+        return alt.Chart(alt.InlineData(values=[{"position": int(position)} for position in positions]))
+
     def margin(self) -> tuple[float, float]:
         """Give the pixels, seen from the first layer, between which a bar beside a token is drawn."""
         return -_MARGIN + 2.0, -_MARGIN + 5.0
@@ -126,9 +130,8 @@ class Grid:
         )
 
     def _cursor(self) -> list[alt.Chart]:
-        positions = alt.InlineData(values=[{"position": position} for position in range(len(self.tokens))])
         blocks = alt.InlineData(values=[{"block": block} for block in self.blocks])
-        token = alt.Chart(positions).transform_filter("datum.position === cursor_position")
+        token = self.places(range(len(self.tokens))).transform_filter("datum.position === cursor_position")
         layer = alt.Chart(blocks).transform_filter("datum.block === cursor_layer")
         return [
             token.mark_rect(style="cursor", filled=False).encode(**self.along_tokens()),

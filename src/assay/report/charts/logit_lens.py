@@ -14,8 +14,9 @@ from assay.errors import BadInput
 from assay.report.charts.grid import Grid, Orientation
 from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
-from assay.report.theme import finished, inline
+from assay.report.theme import finished
 
+_TABLE = "logit_lens"
 Colour = Literal["probability", "entropy", "kl", "rank"]
 _SURPRISING_PROBABILITY = 1e-3
 _LEARNED_NATS = 1.0  # gain in log-probability from which a repetition counts as learned
@@ -58,7 +59,8 @@ def chart(
     Raises:
         BadInput: when `colour` or `orientation` is not known.
     """
-    return finished(panel(frame(dataset), colour=colour, orientation=orientation, blocks=blocks))
+    cells = frame(dataset)
+    return finished(panel(cells, colour=colour, orientation=orientation, blocks=blocks), {_TABLE: cells})
 
 
 def panel(
@@ -74,13 +76,13 @@ def panel(
     quantity = _QUANTITIES[colour]
     tokens = cells.drop_duplicates("position").sort_values("position")
     grid = Grid(
-        name="logit_lens",
+        name=_TABLE,
         tokens=list(tokens["token"]),
         blocks=list(blocks) if blocks is not None else sorted(set(cells["block"])),
         orientation=orientation,
         column_width=_CELL_WIDTH,
     )
-    base = _with_tooltips(alt.Chart(inline(cells)), cells, grid.encoding())
+    base = _with_tooltips(alt.Chart(alt.NamedData(name=_TABLE)), cells, grid.encoding())
     legend = alt.Legend(title=quantity.title)
     fill = alt.Color(f"{quantity.field}:Q", scale=quantity.scale, legend=legend)
     words = base.mark_text(style="token", limit=_CELL_WIDTH - 4, color=grid.ink_over(quantity.field))
@@ -104,14 +106,14 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     ranks = range(1, dataset.sizes["rank"] + 1)
     return [
         Figure(
-            name="logit_lens",
+            name=_TABLE,
             title="Logit lens",
             caption=(
                 "The top token the model would say after each block, through its own final norm and unembedding. "
                 "A box marks where the true next token first comes out on top; a triangle marks tokens followed by a "
                 f"surprise (probability below {_SURPRISING_PROBABILITY:g} after the last block)."
             ),
-            draw=lambda **options: finished(panel(cells, blocks=blocks, **options)),
+            draw=lambda **options: panel(cells, blocks=blocks, **options),
             frame=cells,
             choice="colour",
             variants={name: {"colour": name} for name in _QUANTITIES},
@@ -178,9 +180,9 @@ def _surprisal(dataset: xr.Dataset) -> list[float | None]:
 
 
 def _surprises(tokens: pd.DataFrame, grid: Grid) -> alt.Chart:
-    shown = tokens.loc[tokens["surprising"], ["position"]]
     shape = "triangle-down" if grid.orientation == "layers-down" else "triangle-right"
-    mark = alt.Chart(inline(shown)).mark_point(style="accent", shape=shape, size=30, filled=True)
+    layer = grid.places(tokens.loc[tokens["surprising"], "position"].tolist())
+    mark = layer.mark_point(style="accent", shape=shape, size=30, filled=True)
     return mark.encode(**grid.along_tokens(), **grid.beside_tokens())
 
 
@@ -247,9 +249,13 @@ def _arrival(dataset: xr.Dataset, place: int) -> str:
     rank = dataset["target_rank"].values[:, place]
     said = f"“{following}” (token {place + 1}) has probability {probability:.2g}"
     if (rank == 0).any():
-        return f"{said} and first comes out on top after block {_best_block(dataset, place)}."
+        return f"{said} and first comes out on top {_where(_best_block(dataset, place))}."
     best = int(rank.min())
-    return f"{said}; it never comes out on top (best place {best + 1:,}, after block {_best_block(dataset, place)})."
+    return f"{said}; it never comes out on top (best place {best + 1:,}, {_where(_best_block(dataset, place))})."
+
+
+def _where(block: int) -> str:
+    return f"after block {block}" if block >= 0 else "before the first block"
 
 
 def _best_block(dataset: xr.Dataset, place: int) -> int:

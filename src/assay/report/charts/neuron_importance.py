@@ -10,8 +10,9 @@ import xarray as xr
 from assay.report.charts.grid import Grid, Orientation
 from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
-from assay.report.theme import finished, inline
+from assay.report.theme import finished
 
+_TABLE = "neuron_importance"
 _DECADES = 4.0  # what lies further below the largest is drawn at the low end
 
 
@@ -31,7 +32,8 @@ def chart(
     Returns:
         An Altair chart in the light theme.
     """
-    return finished(panel(dataset, frame(dataset), orientation=orientation, blocks=blocks))
+    cells = frame(dataset)
+    return finished(panel(dataset, cells, orientation=orientation, blocks=blocks), {_TABLE: cells})
 
 
 def panel(
@@ -44,7 +46,7 @@ def panel(
     """Draw the grid from its table without a configuration, to be put beside others; see `chart`."""
     tokens = cells.drop_duplicates("position").sort_values("position")
     grid = Grid(
-        name="neuron_importance",
+        name=_TABLE,
         tokens=list(tokens["token"]),
         blocks=list(blocks) if blocks is not None else sorted(set(cells["block"])),
         orientation=orientation,
@@ -59,7 +61,7 @@ def panel(
         f"line_{k}": f"format(datum.attribution_{k}, '+.3g') + '  neuron ' + datum.neuron_{k}" for k in places
     }
     heat = (
-        alt.Chart(inline(cells))
+        alt.Chart(alt.NamedData(name=_TABLE))
         .transform_calculate(**lines)
         .mark_rect()
         .encode(
@@ -81,14 +83,14 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     cells = frame(dataset)
     return [
         Figure(
-            name="neuron_importance",
+            name=_TABLE,
             title="Mean layer importance",
             caption=(
                 f"Mean over the MLP neurons of each layer of the size of their attribution to the {dataset.attrs['metric']}"
                 f" of “{visible(str(dataset.attrs['answer']))}”, on a logarithmic colour of {_DECADES:.0f} decades. "
                 f"Rank correlation with exact ablation of the largest: {_interval(dataset, 'rank_correlation')}."
             ),
-            draw=lambda **options: finished(panel(dataset, cells, blocks=blocks, **options)),
+            draw=lambda **options: panel(dataset, cells, blocks=blocks, **options),
             frame=cells,
             linked=True,
             readout=Readout(

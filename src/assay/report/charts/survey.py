@@ -1,6 +1,7 @@
 """Survey: lens, trace and mean layer importance of one passage, side by side with their layers on the same lines."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import xarray as xr
@@ -24,16 +25,11 @@ def chart(
     Returns:
         An Altair chart in the light theme.
     """
-    lens, trace, neurons = _parts(dataset)
-    blocks, cells = _blocks(lens), causal_trace.frame(trace)
-    pictures = [
-        logit_lens.panel(logit_lens.frame(lens), colour=colour, orientation=orientation),
-        causal_trace.panel(trace, cells, kind="state", orientation=orientation, blocks=blocks),
-        neuron_importance.panel(
-            neurons, neuron_importance.frame(neurons), orientation=orientation, blocks=blocks
-        ),
-    ]
-    return finished(alt.hconcat(*pictures).resolve_scale(color="independent"))
+    drawn = figures(dataset)
+    options: list[dict[str, Any]] = [{"colour": colour}, {"kind": "state"}, {}]
+    pictures = [figure.draw(orientation=orientation, **own) for figure, own in zip(drawn, options, strict=True)]
+    together = alt.hconcat(*pictures).resolve_scale(color="independent")
+    return finished(together, {figure.name: figure.frame for figure in drawn})
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
