@@ -31,6 +31,9 @@ LLAMA = {
 }
 """Settings of the families that follow LLaMA's names: grouped queries, an MLP that is not 4 x hidden wide."""
 
+EVERY_HEAD = {name: size for name, size in LLAMA.items() if name != "num_key_value_heads"}
+"""The same for the families in which each head has its own keys and values."""
+
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 56, "n_positions": CONTEXT}
 
 GPT2_NAMES: dict[str, Any] = {
@@ -103,12 +106,12 @@ class Family:
         """Whether one activation vector feeds one down projection."""
         return self.down is not None
 
-    def build(self) -> PreTrainedModel:
-        """The tiny model in eval mode, the same at every call."""
+    def build(self, attention: str | None = None) -> PreTrainedModel:
+        """The tiny model, the same at every call; with the default attention kernel, or a given one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             config = AutoConfig.for_model(self.kind, **{**SPECIAL, **self.settings})
-            model = AutoModelForCausalLM.from_config(config).eval()
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
             scatter(model)
         return model
 
@@ -173,7 +176,7 @@ def falcon_like(settings: dict[str, Any], **notes: Any) -> Family:
 
 def neox_like(parallel: bool) -> Family:
     """A GPT-NeoX model with a quarter of each head rotated, residuals in parallel or one after the other."""
-    sizes = {**LLAMA, "use_parallel_residual": parallel, "hidden_act": "gelu"}
+    sizes = {**EVERY_HEAD, "use_parallel_residual": parallel, "hidden_act": "gelu"}
     return Family(
         "gpt_neox",
         {
@@ -450,12 +453,16 @@ FAMILIES: dict[str, Family] = {
         d_head=12,
     ),
     "nemotron": llama_like("nemotron"),
-    "persimmon": llama_like(
-        "persimmon", norm="model.final_layernorm", o_proj="dense", down="mlp.dense_4h_to_h"
+    "persimmon": Family(
+        "persimmon",
+        EVERY_HEAD,
+        norm="model.final_layernorm",
+        o_proj="dense",
+        down="mlp.dense_4h_to_h",
     ),
     "biogpt": Family(
         "biogpt",
-        {**LLAMA},
+        EVERY_HEAD,
         positions="learned",
         blocks="biogpt.layers",
         norm="biogpt.layer_norm",
