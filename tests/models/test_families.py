@@ -19,7 +19,7 @@ from reference.naive import naive_capture, naive_patch, patched, record
 SUM = 2e-5  # float32: contributions of size 10 and matmuls of 56 terms, done again in another order
 SELF = 2e-5  # float32: heads multiplied by their own pattern once more, seen in the logits
 FRACTION = 1e-6  # float32: sums of at most 14 probabilities
-STEP = 2e-2  # of a logit: small beside its curvature (2 %), large beside its rounding (4e-6)
+STEP = 1e-2  # of a logit: large beside its rounding (4e-6), too small to send a token to another expert
 SCALES = ("ln1_scale", "ln2_scale", "final_norm_scale")
 TRANSFORMER_LENS = {
     "blocks.1.hook_resid_pre": "resid_pre.1",

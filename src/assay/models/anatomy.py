@@ -7,7 +7,7 @@ named otherwise is described in five lines with :class:`Layout`.
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 
@@ -63,6 +63,7 @@ class Block:
         q, k, v: the projection modules, where they are three modules.
         fused: the one projection that holds q, k and v, otherwise.
         mlp: the MLP or mixture module; the block itself where the MLP's layers hang on the block.
+        mlp_reader: the module whose input is ``mlp_in``: the MLP, or the first layer that hangs on the block.
         mlp_down: the projection from neurons to the residual stream; its input is ``mlp_act``.
         activation: the non-linearity module; its input is ``mlp_pre``.
         first_norm, second_norm: the norms that read the residual stream before attention and before the MLP.
@@ -80,6 +81,7 @@ class Block:
     v: nn.Module | None
     fused: nn.Module | None
     mlp: nn.Module | None
+    mlp_reader: nn.Module | None
     mlp_down: nn.Module | None
     activation: nn.Module | None
     first_norm: nn.Module | None
@@ -102,6 +104,7 @@ class Anatomy:
         final_norm: the norm after the last block; ``None`` for blocks that end in a norm of their own.
         unembed: the unembedding; ``None`` for a model without a language-modelling head.
         d_model: width of the residual stream.
+        layout: the paths it was found by, where the user gave them.
     """
 
     embed: nn.Module
@@ -109,12 +112,17 @@ class Anatomy:
     final_norm: nn.Module | None
     unembed: nn.Module | None
     d_model: int
-    config: object = field(repr=False)
+    layout: "Layout | None" = None
 
     @cached_property
     def vocabulary(self) -> int:
         """Number of rows of the token embedding."""
-        return int(self.embed.weight.shape[0])
+        return int(self.embed.weight.shape[0])  # type: ignore[union-attr, index]
+
+    @property
+    def embed_width(self) -> int:
+        """Width of what the embedding gives; OPT projects it to the width of the residual stream."""
+        return int(self.embed.weight.shape[1])  # type: ignore[union-attr, index]
 
 
 def find_anatomy(module: nn.Module, layout: Layout | None = None) -> Anatomy:
@@ -142,7 +150,7 @@ def find_anatomy(module: nn.Module, layout: Layout | None = None) -> Anatomy:
         missing = "attention" if parts[0].attention is None else "MLP"
         raise BadInput(_unknown(module, f"block 0 ({type(blocks[0]).__name__}) has no child I know as its {missing}"))
     width = int(getattr(config, "hidden_size", None) or embed.weight.shape[1])
-    return Anatomy(embed, parts, final_norm, unembed, width, config)
+    return Anatomy(embed, parts, final_norm, unembed, width, layout)
 
 
 def is_centring(norm: nn.Module, width: int) -> bool:
@@ -155,8 +163,8 @@ def is_centring(norm: nn.Module, width: int) -> bool:
 
 
 def epsilon(norm: nn.Module) -> float:
-    """The constant a norm adds to the variance or mean square."""
-    return next((float(getattr(norm, name)) for name in EPSILON if hasattr(norm, name)), 0.0)
+    """The constant a norm adds to the variance or mean square; PyTorch's default where it names none (OLMo)."""
+    return next((float(getattr(norm, name)) for name in EPSILON if hasattr(norm, name)), 1e-5)
 
 
 def _block_list(module: nn.Module, layout: Layout | None) -> tuple[str, nn.ModuleList]:
@@ -191,8 +199,8 @@ def _block(block: nn.Module, config: object, layout: Layout | None) -> Block:
         mlp, activation = block, _descend(block, ACTIVATION, within=1)
     heads = _attention_heads(config)
     q, k, v = (_descend(attention, (name,)) if attention is not None else None for name in QUERY_KEY_VALUE)
-    first, second, after_attention, after_mlp = _norms(block)
-    parallel = _is_parallel(config, second, after_attention)
+    first, second, after_attention, after_mlp = _norms(block, config)
+    parallel = not _norms_sums(config) and _is_parallel(config, second, after_attention)
     return Block(
         module=block,
         attention=attention,
@@ -200,6 +208,7 @@ def _block(block: nn.Module, config: object, layout: Layout | None) -> Block:
         q=q, k=k, v=v,
         fused=_descend(attention, FUSED) if attention is not None and q is None else None,
         mlp=mlp,
+        mlp_reader=getattr(block, "fc1", None) if mlp is block else mlp,
         mlp_down=down,
         activation=activation,
         first_norm=first,
@@ -213,12 +222,19 @@ def _block(block: nn.Module, config: object, layout: Layout | None) -> Block:
     )  # fmt: skip
 
 
-def _norms(block: nn.Module) -> tuple[nn.Module | None, ...]:
+def _norms_sums(config: object) -> bool:
+    """Whether what a norm gives is the stream itself (OPT-350m), not only what attention or MLP read."""
+    return getattr(config, "do_layer_norm_before", True) is False
+
+
+def _norms(block: nn.Module, config: object) -> tuple[nn.Module | None, ...]:
     """First, second, after-attention and after-MLP norm.
 
     ``post_attention_layernorm`` means two things: the norm before the MLP (Llama), or the norm of what attention
     wrote (Gemma 2, OLMo 2). It is the latter where another norm stands before the MLP, or none before attention.
     """
+    if _norms_sums(config):
+        return None, None, None, None
     first = _descend(block, FIRST_NORM)
     after_mlp = _descend(block, AFTER_MLP)
     after_attention = _descend(block, AFTER_ATTENTION[:1])

@@ -181,10 +181,30 @@ class Wiring:
                 changed = port.write(changed, editing.apply(self.edits[site], port.read(changed), port.axes, site))
         for site in sites:
             if site in self.wanted:
-                self.captured[site] = self.ports[site].read(changed)
+                self.captured[site], changed = _captured(self.ports[site], changed, upstream=flat)
         if changed is seen:
             return tensor
         return changed.flatten(0, 1) if flat else changed
+
+
+def _captured(port: Port, tensor: Tensor, *, upstream: bool) -> tuple[Tensor, Tensor]:
+    """A site's value, and the port's tensor as the network shall see it.
+
+    A view is no ancestor of what the network computes from the tensor it views, and a module's input may be read
+    elsewhere too. Where gradients are asked for, the network is therefore given a tensor made from the value, so
+    that they are the slopes of an edit; ``upstream`` says that even the whole is a view.
+    """
+    value = port.read(tensor)
+    if torch.is_grad_enabled() and port.derive is None and value.is_floating_point():
+        if port.shared and upstream:
+            value = value.clone()
+        elif upstream or value is not tensor or (port.slot == "input" and not port.shared):
+            value = value.view_as(value)
+        if not value.requires_grad:  # the weights are frozen: the graph starts here
+            value.requires_grad_()
+        if value is not tensor:
+            tensor = port.write(tensor, value)
+    return value, tensor.clone() if port.overwritten else tensor
 
 
 def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:
@@ -194,7 +214,7 @@ def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:
     modules: dict[nn.Module, list[str]] = defaultdict(list)
     for site, port in watched.items():
         modules[port.attention].append(site)  # type: ignore[index]
-    return AttentionPatterns(modules, wiring.edits, wiring.wanted, wiring.captured)
+    return AttentionPatterns(modules, wiring.edits, wiring.wanted, wiring.captured, wiring.shape)
 
 
 def _with_output(wiring: Wiring, output: Any, edits: Mapping[str, Edit], capture: Sequence[str]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from assay.models.edits import Edit
 
 AXES = {"rows": 0, "heads": 1, "positions": 2, "neurons": -1}
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.nn.functional.softmax)
-SCORES_NDIM = 4
+SCORES_NDIM = (3, 4)
 
 
 class AttentionPatterns(TorchFunctionMode):
@@ -31,6 +31,7 @@ class AttentionPatterns(TorchFunctionMode):
         edits: site to edit; a kernel whose pattern is edited is replaced by ``pattern @ values``.
         wanted: sites to read.
         captured: where what is read is put: patterns (batch, head, query, key).
+        shape: (batch, pos), for families that flatten batch and heads into one axis.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class AttentionPatterns(TorchFunctionMode):
         edits: Mapping[str, Edit],
         wanted: Sequence[str],
         captured: dict[str, Tensor],
+        shape: tuple[int, int] | None,
     ) -> None:
         super().__init__()
+        self._rows = shape[0] if shape else 1
         self._sites, self._edits, self._wanted, self._captured = sites, edits, wanted, captured
         self._inside: list[str] = []
         self._stack = ExitStack()
@@ -80,20 +83,25 @@ class AttentionPatterns(TorchFunctionMode):
             pattern = attention_pattern(*args, **kwargs)
             changed = self._visit(names, pattern)
             value = args[2] if len(args) > 2 else kwargs["value"]  # noqa: PLR2004
-            result = func(*args, **kwargs) if changed is pattern else changed @ _repeat_heads(value, pattern.shape[1])
-        elif func in SOFTMAX and args[0].ndim == SCORES_NDIM:
+            replaced = self._replaces(names)
+            result = changed @ _repeat_heads(value, pattern.shape[1]) if replaced else func(*args, **kwargs)
+        elif func in SOFTMAX and args[0].ndim in SCORES_NDIM:
             self._inside = []
             result = func(*args, **kwargs)
-            keys = result.shape[-1] - (result.shape[-1] - result.shape[-2] == 1)  # an attention sink is one key more
-            changed = self._visit(names, result[..., :keys])
-            result = torch.cat([changed, result[..., keys:]], -1) if self._edited(names) else result
+            whole = result.view(self._rows, -1, *result.shape[-2:])  # XGLM's kernel has batch and heads in one axis
+            keys = whole.shape[-1] - (whole.shape[-1] - whole.shape[-2] == 1)  # a sink is one key more
+            changed = self._visit(names, whole[..., :keys])
+            if self._replaces(names):
+                result = torch.cat([changed, whole[..., keys:]], -1).view_as(result)
         else:
             return func(*args, **kwargs)
         self._inside = names
         return result
 
-    def _edited(self, names: list[str]) -> bool:
-        return any(name in self._edits for name in names)
+    def _replaces(self, names: list[str]) -> bool:
+        """Whether the network has to go on from the pattern seen here: edited, or to be reached by gradients."""
+        reached = self._wanted if torch.is_grad_enabled() else ()
+        return any(name in self._edits or name in reached for name in names)
 
     def _visit(self, names: list[str], pattern: Tensor) -> Tensor:
         changed = pattern

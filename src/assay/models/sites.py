@@ -70,6 +70,7 @@ class Port:
         derive: for read-only sites, the function from the port's tensor to the site's value.
         shared: the tensor is read by two branches, so an edit has to be made in place.
         attention: the attention module whose pattern the site is.
+        overwritten: the model goes on to overwrite the tensor, so that it has to be given a copy.
     """
 
     module: nn.Module | None
@@ -78,6 +79,7 @@ class Port:
     derive: Callable[[Tensor], Tensor] | None = None
     shared: bool = False
     attention: nn.Module | None = None
+    overwritten: bool = False
     axes: dict[str, int] = field(default_factory=lambda: {"rows": 0, "positions": 1, "heads": 2, "neurons": -1})
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -176,10 +178,11 @@ def _block_port(name: str, block: Block, width: int) -> Port | None:  # noqa: PL
         case "attn_out":
             return _port(block.after_attention or block.attention_out)
         case "mlp_in":
-            return _port(getattr(block.module, "fc1", None) if block.mlp is block.module else block.mlp, "input")
+            return _port(block.mlp_reader, "input")
         case "mlp_out":
             inside = block.mlp_adds_residual or block.mlp is block.module
-            return _port(block.after_mlp or (block.mlp_down if inside else block.mlp))
+            module = block.after_mlp or (block.mlp_down if inside else block.mlp)
+            return module and Port(module, overwritten=block.parallel)  # Falcon adds attention to it in place
         case "mlp_pre":
             return _port(block.activation if block.mlp_down is not None else None, "input")
         case "mlp_act":
@@ -202,7 +205,7 @@ def _middle_port(block: Block) -> Port | None:
     if block.parallel:
         return None
     reader = block.second_norm if block.after_attention is None or block.first_norm is not None else None
-    return _port_shared(reader or block.mlp)
+    return _port_shared(reader or block.mlp_reader)
 
 
 def _port_shared(module: nn.Module | None) -> Port | None:
@@ -226,7 +229,8 @@ def _head_port(name: str, block: Block) -> Port | None:
     module = {"q": block.q, "k": block.k, "v": block.v}[name]
     if module is not None:
         heads = block.n_heads if name == "q" else block.n_kv_heads
-        return Port(module, "output", HeadView((heads, -1), 0, 0, heads))
+        clipped = getattr(getattr(block.attention, "config", None), "clip_qkv", None) is not None
+        return Port(module, heads=HeadView((heads, -1), 0, 0, heads), overwritten=clipped)
     if block.fused is None:
         return None
     return Port(block.fused, "output", _fused_view(name, block))
