@@ -52,20 +52,29 @@ def hidden(output: Any) -> Tensor:
 
 
 def _passed_on(model: Model) -> list[int]:
-    """How each block returns the residual stream: 0 for bare, else the length of the tuple; learned from one token."""
-    lengths: dict[int, int] = {}
+    """How each block returns the residual stream: 0 for bare, else the length of the tuple.
+
+    One block of each class is run on one token; blocks of a class return alike.
+    """
+    lengths: dict[type[nn.Module], int] = {}
+    kinds = [type(block.module) for block in model.parts.blocks]
 
     def watch(index: int, forward: Forward) -> Forward:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            lengths[index] = len(output) if isinstance(output, tuple) else 0
-            return output
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kinds[index] not in lengths:
+                output = forward(hidden_states, *args, **kwargs)
+                lengths[kinds[index]] = len(output) if isinstance(output, tuple) else 0
+            return _returned(lengths[kinds[index]], hidden_states)
 
         return run
 
     with torch.no_grad(), standing_aside(model, watch):
         model.module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
-    return [lengths[index] for index in range(model.n_layers)]
+    return [lengths[kind] for kind in kinds]
+
+
+def _returned(length: int, tensor: Tensor) -> Any:
+    return (tensor, *[None] * (length - 1)) if length else tensor
 
 
 @dataclass(eq=False)
@@ -81,10 +90,6 @@ class Blocks:
     def __post_init__(self) -> None:
         """Learn from one token how each block returns the residual stream."""
         self._lengths = _passed_on(self.model)
-
-    def _returned(self, index: int, tensor: Tensor) -> Any:
-        length = self._lengths[index]
-        return (tensor, *[None] * (length - 1)) if length else tensor
 
     def calls(self, ids: Tensor, prefix: int) -> list["BlockCall"]:
         """What each block is called with when tokens follow a prefix that is already cached.
@@ -105,7 +110,7 @@ class Blocks:
         def record(index: int, _: Forward) -> Forward:
             def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 recorded.append((args, kwargs))
-                return self._returned(index, hidden_states)
+                return _returned(self._lengths[index], hidden_states)
 
             return run
 
@@ -127,12 +132,12 @@ class Blocks:
 
         def skip(index: int, _: Forward) -> Forward:
             def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                return self._returned(index, resid.unsqueeze(1) if index == last else hidden_states)
+                return _returned(self._lengths[index], resid.unsqueeze(1) if index == last else hidden_states)
 
             return run
 
         ids = torch.zeros(len(resid), 1, dtype=torch.long, device=resid.device)
-        with standing_aside(self.model, skip):
+        with torch.no_grad(), standing_aside(self.model, skip):
             return self.model.module(input_ids=ids, use_cache=False).logits.squeeze(1)
 
 
