@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference.gguf_slow import SLOW, Packed, Typed, plain, slow_dequantise, write_gguf
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, Qwen2Config, Qwen2ForCausalLM
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import load_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 import assay
 from assay.errors import BadInput
@@ -20,6 +28,8 @@ from assay.models.gguf_format import read_gguf
 from assay.models.gguf_quants import dequantise, encoding
 from assay.models.gguf_tokenizer import build_tokenizer
 from assay.models.loading import _embedded_file
+from assay.models.model import Model
+from reference.gguf_slow import SLOW, Packed, Typed, plain, slow_dequantise, write_gguf
 
 VARIED = [
     "Mr Dursley's café — “naïve” quotes",
@@ -99,7 +109,11 @@ def test_metadata_and_tensors_come_back(tmp_path: Path, version: int, alignment:
     }
     first, second = np.arange(6.0).reshape(2, 3), np.arange(5.0)
     path = write_gguf(
-        tmp_path / "x.gguf", metadata, {"a": plain(first), "b": plain(second)}, version=version, alignment=alignment
+        tmp_path / "x.gguf",
+        metadata,
+        {"a": plain(first), "b": plain(second)},
+        version=version,
+        alignment=alignment,
     )
     file = read_gguf(path)
     expected = {key: value.value if isinstance(value, Typed) else value for key, value in metadata.items()}
@@ -155,7 +169,7 @@ GGUF_NAMES = {hf: name for name, hf in gguf.NAMES.items()}
 
 
 def interleave(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from halves to neighbouring pairs, as llama.cpp stores q and k of the llama family."""
+    """Rows of each head from halves to neighbouring pairs, as llama.cpp stores q and k of llama models."""
     return weights.reshape(heads, 2, -1, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 
@@ -207,7 +221,11 @@ FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "llama-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "llama-bias": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "head_dim": 4}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
 }
 
@@ -220,13 +238,17 @@ def tiny(family: str, vocabulary: int) -> torch.nn.Module:
         torch.manual_seed(3)
         module = kind(config(**sizes, **heads | settings, initializer_range=0.2)).eval()
         for name, weights in module.named_parameters():
-            if name.endswith("bias") or "norm" in name:  # what is drawn as all zeros or ones would hide a mix-up
+            if (
+                name.endswith("bias") or "norm" in name
+            ):  # what is drawn as all zeros or ones would hide a mix-up
                 torch.nn.init.normal_(weights, mean=1.0)
     return module
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_converted_file_has_the_logits_of_the_original(family: str, tmp_path: Path, tiny_tokenizer):
+def test_a_converted_file_has_the_logits_of_the_original(
+    family: str, tmp_path: Path, tiny_tokenizer: Tokenizer
+):
     module = tiny(family, len(tiny_tokenizer))
     architecture = family.split("-")[0]
     path = write_gguf(
@@ -253,12 +275,11 @@ def llama_file(path: Path, tokenizer: Any, metadata: dict[str, Any], tensors: di
     return write_gguf(path, everything, gguf_tensors(module, permute=True) | tensors)
 
 
-def test_half_precision_is_stored_as_it_is_and_quants_as_float32(tmp_path: Path, tiny_tokenizer):
+def test_half_precision_is_stored_as_it_is_and_quants_as_float32(tmp_path: Path, tiny_tokenizer: Tokenizer):
     rng = np.random.default_rng(0)
     gate = rng.normal(size=(56, 32)).astype("<f2")
     up = rng.normal(size=(56, 32)).astype("<f4").view("<u4") >> 16
-    down = random_blocks(8, 56, seed=1)  # 32 rows of 56 values do not fill blocks of 32, so k is quantised instead
-    key = down[: 16 * 34]
+    value = random_blocks(8, 16, seed=1)  # one block to a row of 32
     path = llama_file(
         tmp_path / "tiny.gguf",
         tiny_tokenizer,
@@ -266,24 +287,25 @@ def test_half_precision_is_stored_as_it_is_and_quants_as_float32(tmp_path: Path,
         {
             "blk.0.ffn_gate.weight": Packed(gate.shape, 1, gate.tobytes()),
             "blk.0.ffn_up.weight": Packed(up.shape, 30, up.astype("<u2").tobytes()),
-            "blk.1.attn_v.weight": Packed((16, 32), 8, key),
+            "blk.1.attn_v.weight": Packed((16, 32), 8, value),
         },
     )
     folder = gguf.cached_folder(path)
-    size = int.from_bytes((folder / "model.safetensors").open("rb").read(8), "little")
-    header = json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + size])
-    assert header["model.layers.0.mlp.gate_proj.weight"]["dtype"] == "F16"
-    assert header["model.layers.0.mlp.up_proj.weight"]["dtype"] == "BF16"
-    assert header["model.layers.1.self_attn.v_proj.weight"]["dtype"] == "F32"
+    stored = load_file(folder / "model.safetensors")
+    assert stored["model.layers.0.mlp.gate_proj.weight"].dtype == torch.float16
+    assert stored["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    assert stored["model.layers.1.self_attn.v_proj.weight"].dtype == torch.float32
     layers = assay.load(path).module.model.layers
     np.testing.assert_array_equal(layers[0].mlp.gate_proj.weight.detach(), gate.astype(np.float32))
     np.testing.assert_array_equal(layers[0].mlp.up_proj.weight.detach(), (up << 16).view(np.float32))
     np.testing.assert_array_equal(
-        layers[1].self_attn.v_proj.weight.detach(), slow_dequantise(key, 8).reshape(16, 32)
+        layers[1].self_attn.v_proj.weight.detach(), slow_dequantise(value, 8).reshape(16, 32)
     )
 
 
-def test_large_tensors_are_converted_in_chunks(tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_large_tensors_are_converted_in_chunks(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
     path = llama_file(tmp_path / "tiny.gguf", tiny_tokenizer, {}, {})
     whole = (gguf.cached_folder(path) / "model.safetensors").read_bytes()
     monkeypatch.setattr(gguf, "CHUNK", 100)  # three rows of 32
@@ -306,7 +328,7 @@ def llama3_factors(head_dim: int, theta: float, factor: float) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def test_llama3_rotary_factors_are_recognised(tmp_path: Path, tiny_tokenizer):
+def test_llama3_rotary_factors_are_recognised(tmp_path: Path, tiny_tokenizer: Tokenizer):
     theta = {"llama.rope.freq_base": 500_000.0}
     factors = llama3_factors(8, 500_000.0, 32.0)
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, theta, {"rope_freqs.weight": plain(factors)})
@@ -314,13 +336,15 @@ def test_llama3_rotary_factors_are_recognised(tmp_path: Path, tiny_tokenizer):
     rope = model.module.config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("llama3", 32.0, 500_000.0)
     frequencies = 500_000.0 ** (-np.arange(0, 8, 2) / 8) / factors
-    np.testing.assert_allclose(model.module.model.rotary_emb.inv_freq, frequencies, rtol=1e-5)  # float32 rounding
+    np.testing.assert_allclose(
+        model.module.model.rotary_emb.inv_freq, frequencies, rtol=1e-5
+    )  # float32 rounding
     odd = llama_file(tmp_path / "b.gguf", tiny_tokenizer, theta, {"rope_freqs.weight": plain(factors + 0.1)})
     with pytest.raises(BadInput, match="not those of Llama 3"):
         assay.load(odd)
 
 
-def test_linear_rotary_scaling_is_kept(tmp_path: Path, tiny_tokenizer):
+def test_linear_rotary_scaling_is_kept(tmp_path: Path, tiny_tokenizer: Tokenizer):
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     model = assay.load(llama_file(tmp_path / "a.gguf", tiny_tokenizer, scaling, {}))
     rope = model.module.config.rope_parameters
@@ -341,7 +365,11 @@ def test_linear_rotary_scaling_is_kept(tmp_path: Path, tiny_tokenizer):
     ],
 )
 def test_what_cannot_be_read_faithfully_is_refused(
-    metadata: dict[str, Any], tensors: dict[str, Packed], message: str, tmp_path: Path, tiny_tokenizer
+    metadata: dict[str, Any],
+    tensors: dict[str, Packed],
+    message: str,
+    tmp_path: Path,
+    tiny_tokenizer: Tokenizer,
 ):
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, metadata, tensors)
     with pytest.raises(BadInput, match=message):
@@ -349,7 +377,7 @@ def test_what_cannot_be_read_faithfully_is_refused(
     assert not [folder for folder in gguf.cache_root().iterdir() if not folder.name.startswith(".")]
 
 
-def test_a_missing_setting_is_named(tmp_path: Path, tiny_tokenizer):
+def test_a_missing_setting_is_named(tmp_path: Path, tiny_tokenizer: Tokenizer):
     module = tiny("llama", len(tiny_tokenizer))
     metadata = gguf_metadata(module, tiny_tokenizer, "llama")
     del metadata["llama.feed_forward_length"]
@@ -371,7 +399,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert gguf.cache_root() == tmp_path / ".cache" / "assay"
 
 
-def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny_tokenizer):
+def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny_tokenizer: Tokenizer):
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, {}, {})
     folder = gguf.cached_folder(path)
     written = (folder / "model.safetensors").stat()
@@ -383,7 +411,7 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, tiny
 
 
 def test_a_killed_conversion_leaves_nothing_that_is_used(
-    tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, {}, {})
 
@@ -401,7 +429,9 @@ def test_a_killed_conversion_leaves_nothing_that_is_used(
     assert not list(gguf.cache_root().glob(".*.partial"))
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, {}, {})
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
@@ -410,7 +440,9 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, tiny_tokenizer, 
         gguf.cached_folder(path)
 
 
-def test_a_full_disk_is_told_before_writing(tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_told_before_writing(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
     path = llama_file(tmp_path / "a.gguf", tiny_tokenizer, {}, {})
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -419,6 +451,7 @@ def test_a_full_disk_is_told_before_writing(tmp_path: Path, tiny_tokenizer, monk
 
 
 # Tokenizers.
+
 
 def byte_level_metadata(tokenizer: Any, pre: str, **extra: Any) -> dict[str, Any]:
     full = gguf_metadata(tiny("llama", len(tokenizer)), tokenizer, "llama")
@@ -434,18 +467,18 @@ def pieces(tokenizer: Any, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("pre", "expected"),
     [
-        ("gpt-2", ["It", "'s", "Ġ1234", "!", "Ċ", "Ċ", "Ġok"]),
-        ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "!", "Ċ", "Ċ", "Ġok"]),
+        ("gpt-2", ["It", "'s", "Ġ1234", "!", "ĊĊ", "Ġok"]),
+        ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "!", "ĊĊ", "Ġok"]),
         ("llama-bpe", ["It", "'s", "Ġ", "123", "4", "!ĊĊ", "Ġok"]),
         ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "!ĊĊ", "Ġok"]),
     ],
 )
-def test_text_is_cut_as_the_file_asks(pre: str, expected: list[str], tiny_tokenizer):
+def test_text_is_cut_as_the_file_asks(pre: str, expected: list[str], tiny_tokenizer: Tokenizer):
     tokenizer = build_tokenizer(byte_level_metadata(tiny_tokenizer, pre))
     assert pieces(tokenizer, "It's 1234!\n\n ok") == expected
 
 
-def test_byte_level_round_trips_and_keeps_special_tokens_whole(tiny_tokenizer):
+def test_byte_level_round_trips_and_keeps_special_tokens_whole(tiny_tokenizer: Tokenizer):
     tokenizer = build_tokenizer(byte_level_metadata(tiny_tokenizer, "gpt-2"))
     for text in (*VARIED, *DIGITS):
         assert tokenizer(text)["input_ids"] == tiny_tokenizer(text)["input_ids"]
@@ -454,23 +487,27 @@ def test_byte_level_round_trips_and_keeps_special_tokens_whole(tiny_tokenizer):
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
 
 
-def test_bookends_and_chat_template_are_those_of_the_file(tiny_tokenizer):
+def test_bookends_and_chat_template_are_those_of_the_file(tiny_tokenizer: Tokenizer):
     plain_ids = tiny_tokenizer("Mary")["input_ids"]
     bos, eos = tiny_tokenizer.bos_token_id, tiny_tokenizer.eos_token_id
     both = build_tokenizer(
-        byte_level_metadata(tiny_tokenizer, "gpt-2", **{"ggml.add_bos_token": True, "ggml.add_eos_token": True})
+        byte_level_metadata(
+            tiny_tokenizer, "gpt-2", **{"ggml.add_bos_token": True, "ggml.add_eos_token": True}
+        )
     )
     assert both("Mary")["input_ids"] == [bos, *plain_ids, eos]
     assert both("Mary", add_special_tokens=False)["input_ids"] == plain_ids
     by_default = build_tokenizer(byte_level_metadata(tiny_tokenizer, "llama-bpe"))
     assert by_default("Mary")["input_ids"][0] == bos
     chat = build_tokenizer(
-        byte_level_metadata(tiny_tokenizer, "gpt-2", chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}")
+        byte_level_metadata(
+            tiny_tokenizer, "gpt-2", chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}"
+        )
     )
     assert chat.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
 
 
-def test_user_defined_tokens_stay_whole_but_are_not_special(tiny_tokenizer):
+def test_user_defined_tokens_stay_whole_but_are_not_special(tiny_tokenizer: Tokenizer):
     metadata = byte_level_metadata(tiny_tokenizer, "gpt-2")
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<think>"]
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4]
@@ -501,14 +538,24 @@ def test_sentencepiece_agrees_with_the_llama_tokenizer_of_transformers():
         "tokenizer.ggml.unknown_token_id": 0,
     }
     tokenizer = build_tokenizer(metadata)
-    merges = [("▁t", "he"), ("a", "t"), ("▁c", "at"), ("h", "e"), ("▁", "t"), ("▁", "c"), ("i", "n"), ("in", "g")]
+    merges = [
+        ("▁t", "he"),
+        ("a", "t"),
+        ("▁c", "at"),
+        ("h", "e"),
+        ("▁", "t"),
+        ("▁", "c"),
+        ("i", "n"),
+        ("in", "g"),
+    ]
     merges.sort(key=lambda pair: -scores[tokens.index("".join(pair))])
     theirs = LlamaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
     for text in ("the cat", " the  cat", "éating the", "thing\nin"):
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == 1
         assert ids[1:] == theirs(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        # Llama's own pre-tokenizer, too, adds no space where one is, and decoding takes one away.
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.removeprefix(" ")
     assert tokenizer.convert_ids_to_tokens(tokenizer("the cat")["input_ids"]) == ["<s>", "▁the", "▁cat"]
     unprefixed = build_tokenizer(metadata | {"tokenizer.ggml.add_space_prefix": False})
     assert unprefixed.tokenize("cat") == ["c", "at"]
@@ -518,7 +565,7 @@ def test_sentencepiece_agrees_with_the_llama_tokenizer_of_transformers():
 
 
 @pytest.mark.smollm2
-def test_smollm2_tokens_are_those_of_transformers(smollm2: assay.Model):
+def test_smollm2_tokens_are_those_of_transformers(smollm2: Model):
     pytest.importorskip("gguf")
     from transformers import AutoTokenizer
 
@@ -530,14 +577,14 @@ def test_smollm2_tokens_are_those_of_transformers(smollm2: assay.Model):
     assert ours.chat_template == theirs.chat_template
     for text in VARIED:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    # transformers does not know this file's pre-tokenizer; given the single digits it asks for, the two agree.
+    # transformers passes over the pre-tokenizer this file names; given its single digits, the two agree.
     theirs.backend_tokenizer.pre_tokenizer = ours.backend_tokenizer.pre_tokenizer
     for text in DIGITS:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
 
 
 @pytest.mark.smollm2
-def test_smollm2_digits_stand_alone(smollm2: assay.Model):
+def test_smollm2_digits_stand_alone(smollm2: Model):
     assert smollm2.tokenizer.tokenize("  12") == ["ĠĠ", "1", "2"]
     assert smollm2.token_texts(smollm2.tokens("in 1984")) == ["in", " ", "1", "9", "8", "4"]
     for text in (*VARIED, *DIGITS):
@@ -546,12 +593,14 @@ def test_smollm2_digits_stand_alone(smollm2: assay.Model):
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_smollm2_weights_are_those_of_transformers(smollm2: assay.Model):
+def test_smollm2_weights_are_those_of_transformers(smollm2: Model):
     pytest.importorskip("gguf")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     state = smollm2.module.state_dict()
-    theirs = load_gguf_checkpoint(str(_embedded_file()), return_tensors=True, model_to_load=smollm2.module)["tensors"]
+    theirs = load_gguf_checkpoint(str(_embedded_file()), return_tensors=True, model_to_load=smollm2.module)[
+        "tensors"
+    ]
     assert theirs.keys() | {"lm_head.weight"} == state.keys()
     for name, weights in theirs.items():
         assert torch.equal(weights, state[name]), name

@@ -1,7 +1,7 @@
 """Slow twins for GGUF: one block at a time in plain Python, and a writer for small files.
 
-The loops follow the block structures of ggml-common.h value by value. Arithmetic is in float32, each operation
-rounded once, so the vectorised decoder must give the same bits.
+The loops follow the block structures of ggml-common.h value by value. Arithmetic is in float32, each
+operation rounded once, so the vectorised decoder must give the same bits.
 """
 
 import struct
@@ -216,7 +216,9 @@ def write_gguf(
         head += text(key) + struct.pack("<I", typed.kind) + encode(typed)
     data = b""
     for name, tensor in tensors.items():
-        head += text(name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        head += text(name) + struct.pack(
+            f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape)
+        )
         head += struct.pack("<IQ", tensor.kind, len(data))
         data += tensor.data + b"\0" * (-len(tensor.data) % alignment)
     path.write_bytes(head + b"\0" * (-len(head) % alignment) + data)

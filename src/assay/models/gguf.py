@@ -204,7 +204,7 @@ def _llama3_rotary(
     Raises:
         BadInput: the divisors are others, which cannot be written as a configuration.
     """
-    original, low, high, factor = 8192, 1.0, 4.0, _decimal(factors.max())
+    original, low, high, factor = 8192, 1.0, 4.0, _decimal(float(factors.max()))
     turns = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     if factors.shape != kept.shape or not np.allclose(factors, 1 / ((1 - kept) / factor + kept), rtol=1e-4):

@@ -8,7 +8,7 @@ near the size of the weights in both cases.
 import importlib.util
 import json
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -269,7 +269,7 @@ def _read_weights(
     config: PretrainedConfig,
     dtype: torch.dtype,
     trust_remote_code: bool,
-) -> tuple[PreTrainedModel, Mapping[str, Sequence[str]]]:
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
     entries = (entry for header in files.values() for entry in header.values())
     auto: Any = AutoModelForCausalLM
