@@ -100,7 +100,7 @@ def _sites(model: Model) -> tuple[dict[str, int], dict[str, str]]:
     found: dict[str, int] = {}
     absent: dict[str, str] = {}
     layered = [(name, f"{name}.{layer}") for name in PER_LAYER for layer in range(len(model.parts.blocks))]
-    for name, site in [*((name, name) for name in WHOLE), *layered]:
+    for name, site in [(WHOLE[0], WHOLE[0]), *layered, *((name, name) for name in WHOLE[1:])]:
         try:
             find_port(model.parts, model.module, site)
         except BadInput as error:

@@ -1,0 +1,86 @@
+"""Which commands there are, and how each may end: done, found wanting, refused, or stopped.
+
+A command is found by name and imported when it is used, so its summary is written here.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+import assay
+from assay.cli.output import print_error
+from assay.errors import BadInput
+
+DONE, FOUND_WANTING, REFUSED, STOPPED = 0, 1, 2, 130
+"""Exit codes: as asked; a check failed or memory ran out; the input is wrong; stopped by Ctrl-C."""
+
+MEASURE = {
+    "lens": "Logit lens: what each layer would say if the model stopped there.",
+    "trace": "Causal trace: which states carry a fact about a subject to the answer.",
+    "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
+    "survey": "Lens, trace and importances of one text, side by side in one report.",
+}
+INSPECT = {
+    "doctor": "Examine a model: is it fit to be measured?",
+    "report": "Write the report of one or several runs, or their figures and tables.",
+    "compare": "Two runs side by side: paired differences, and what else differs.",
+    "rerun": "Repeat a run from its record, and tell whether the same numbers come out.",
+    "runs": "List the runs below a folder.",
+}
+
+
+def _app() -> App:
+    app = App(
+        name="assay",
+        help=(assay.__doc__ or "").partition("\n")[0],
+        version=assay.__version__,
+        default_parameter=Parameter(negative=()),  # no --no-json, no --empty-kinds
+    )
+    for name, summary in MEASURE.items():
+        app.command(f"assay.cli.measure:{name}", name=name, help=summary, group="Measure")
+    for name, summary in INSPECT.items():
+        app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group="Inspect")
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after ``assay``; those of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        code = _app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print_error(f"{error} See `assay {_command(words)}--help`.", as_json=as_json)
+        return REFUSED
+    except BadInput as error:
+        print_error(str(error), as_json=as_json)
+        return REFUSED
+    except MemoryError as error:
+        print_error(f"Out of memory: {error}", as_json=as_json)
+        return FOUND_WANTING
+    except KeyboardInterrupt as error:
+        print_error(f"Stopped. {error}".strip(), as_json=as_json)
+        return STOPPED
+    except BrokenPipeError:
+        _leave_quietly()
+    return code if isinstance(code, int) else DONE
+
+
+def _command(words: Sequence[str]) -> str:
+    return f"{words[0]} " if words and words[0] in {**MEASURE, **INSPECT} else ""
+
+
+def _leave_quietly() -> NoReturn:
+    """End without the message Python prints when whoever read our output has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(FOUND_WANTING)

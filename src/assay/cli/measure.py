@@ -1,0 +1,263 @@
+"""Commands that measure, made from the verbs themselves: same settings, names, defaults and words.
+
+A setting that a verb gains is an option of its command without a line written here.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+from cyclopts import Parameter
+
+from assay.cli.options import Loading, Running, text_of
+from assay.cli.output import (
+    amount,
+    check_lines,
+    columns,
+    dataset_document,
+    duration,
+    note,
+    path_text,
+    print_json,
+    printable,
+    say,
+)
+from assay.cli.progress import shown
+from assay.models.loading import load
+from assay.models.model import Model
+from assay.runs.executors import InProcess, LocalProcesses
+from assay.runs.forecast import Forecast, forecast
+from assay.runs.measurement import Measurement, Unit
+from assay.runs.result import Result
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and the model it is used on when none is named."""
+
+    module: str
+    name: str
+    model: str | None = None
+
+
+VERBS = {
+    "lens": Verb("assay.activations.logit_lens", "logit_lens"),
+    "trace": Verb("assay.activations.causal_trace", "causal_trace"),
+    "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
+    "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
+}
+MODEL_HELP = "smollm2 (the embedded one), a folder, a .gguf file or a hub id."
+TEXT_HELP = "@FILE takes it from a file, - from stdin."
+LINES = 12
+"""Findings said on the terminal; the report has all."""
+
+
+def __getattr__(name: str) -> Callable[..., int]:
+    """Make the command of a verb when it is first asked for, so that only its own room is imported."""
+    if name not in VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    verb = VERBS[name]
+    made = command(getattr(import_module(verb.module), verb.name), model=verb.model)
+    globals()[name] = made
+    return made
+
+
+def command(verb: Callable[..., Result], *, model: str | None = None) -> Callable[..., int]:
+    """Make a command of a verb.
+
+    Args:
+        verb: a function of a model, a text and settings that returns a result.
+        model: the model when none is named; ``None`` where one has to be.
+
+    Returns:
+        A function whose signature and docstring say what the command takes.
+    """
+    signature = _signature(verb, model)
+
+    def run(*given: Any, **named: Any) -> int:
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        settings = dict(bound.arguments)
+        source, loading, running = (settings.pop(name) for name in ("model", "loading", "running"))
+        text = next(iter(settings))  # what follows the model in every verb
+        if settings[text] is not None:
+            settings[text] = text_of(settings[text])
+        return _measure(verb, source, settings, loading, running)
+
+    run.__name__ = verb.__name__
+    run.__doc__ = verb.__doc__
+    run.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in signature.parameters.values()
+    }
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run
+
+
+def _signature(verb: Callable[..., Result], model: str | None) -> inspect.Signature:
+    """The verb's signature as a terminal can serve it: model and text by place, everything else by name."""
+    hints = typing.get_type_hints(verb)
+    _, text, *settings = (
+        parameter
+        for parameter in inspect.signature(verb).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    )
+    placed, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    source = Annotated[str, Parameter(help=MODEL_HELP)]
+    written = Annotated[_spelled(hints[text.name]), Parameter(allow_leading_hyphen=True, help=TEXT_HELP)]
+    parameters = [
+        inspect.Parameter("model", placed, annotation=source, default=model or inspect.Parameter.empty),
+        text.replace(annotation=written, kind=placed),
+        *(setting.replace(annotation=_spelled(hints[setting.name]), kind=named) for setting in settings),
+        inspect.Parameter("loading", named, annotation=Loading, default=Loading()),
+        inspect.Parameter("running", named, annotation=Running, default=Running()),
+    ]
+    return inspect.Signature(parameters, return_annotation=int)
+
+
+def _spelled(annotation: Any) -> Any:
+    """What of a setting's type can be written as words: text before numbers, several words before one."""
+    options = list(_alternatives(annotation))
+    optional = type(None) in options
+    sequences = [option for option in options if typing.get_origin(option) is not None and _is_words(option)]
+    words = [option for option in options if option in (str, int, float, bool) or _is_literal(option)]
+    if sequences:
+        chosen: Any = Annotated[
+            tuple[typing.get_args(sequences[0])[0], ...], Parameter(consume_multiple=True)
+        ]
+    else:
+        chosen = str if str in words else words[0]
+    return chosen | None if optional else chosen
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for option in typing.get_args(annotation):
+            yield from _alternatives(option)
+    else:
+        yield annotation
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal
+
+
+def _is_words(annotation: Any) -> bool:
+    element, *_ = typing.get_args(annotation)
+    return not _is_literal(annotation) and (element is str or _is_literal(element))
+
+
+def _measure(
+    verb: Callable[..., Result], source: str, settings: dict[str, Any], loading: Loading, running: Running
+) -> int:
+    note(f"loading {source}", quiet=running.quiet)
+    model = load(
+        source, device=loading.device, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code
+    )
+    if running.dry_run:
+        return _rehearse(verb, model, settings, as_json=running.as_json)
+    executor = LocalProcesses(running.processes) if running.processes > 1 else InProcess()
+    try:
+        with shown(verb.__name__.replace("_", " "), quiet=running.quiet) as progress:
+            result = verb(model, **settings, out=running.out, progress=progress, executor=executor)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            f"Finished units are kept in {printable(str(running.out))}: the same command goes on from there."
+        ) from stopped
+    note("writing the report", quiet=running.quiet)
+    page = result.report()
+    if running.as_json:
+        print_json(document(result) | {"report": page.resolve()})
+    else:
+        say([*([] if running.quiet else summary(result)), path_text(page)])
+    return 0
+
+
+class _Rehearsed(Exception):  # noqa: N818 (nothing went wrong)
+    """Carries the forecast out of a verb that was called to learn what it would do."""
+
+    def __init__(self, expected: Forecast) -> None:
+        super().__init__()
+        self.expected = expected
+
+
+class _Rehearsal:
+    """An executor that measures nothing but the cheapest unit, to tell what all of them would take."""
+
+    def run(self, measurement: Measurement, model: Any, units: Sequence[Unit]) -> NoReturn:
+        raise _Rehearsed(forecast(measurement, model))
+
+
+def _rehearse(verb: Callable[..., Result], model: Model, settings: dict[str, Any], *, as_json: bool) -> int:
+    try:
+        verb(model, **settings, executor=_Rehearsal())
+    except _Rehearsed as rehearsed:
+        expected = rehearsed.expected
+    else:
+        raise AssertionError("a verb came back without asking its executor")
+    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    if as_json:
+        print_json(
+            {
+                "units": expected.units,
+                "seconds": expected.seconds,
+                "memory_bytes": expected.memory,
+                "weights_bytes": weights,
+            }
+        )
+    else:
+        memory = "unknown" if expected.memory is None else amount(expected.memory)
+        say(
+            [
+                f"units   {expected.units}",
+                f"time    about {duration(expected.seconds)}",
+                f"memory  about {memory} beyond the weights ({amount(weights)})",
+            ]
+        )
+    return 0
+
+
+def document(result: Result) -> dict[str, Any]:
+    """Give a result as JSON can hold it: where it is, its settings, checks and every number."""
+    return {
+        "run": result.path and result.path.resolve(),
+        "measurement": result.measurement.name,
+        "settings": result.manifest["settings"],
+        "model": result.manifest["model"],
+        "checks": result.checks,
+        "dataset": dataset_document(result.dataset),
+    }
+
+
+def summary(result: Result) -> list[str]:
+    """Say in a few lines what a result holds: single numbers, findings, checks."""
+    from assay.report.contents import findings_of
+
+    rows = [
+        (str(name), _number(result, str(name))) for name, v in result.dataset.data_vars.items() if not v.dims
+    ]
+    companions = ("_stderr", "_low", "_high")
+    rows = [row for row in rows if not row[0].endswith(companions)]
+    texts = [(str(key), repr(value)) for key, value in result.dataset.attrs.items() if isinstance(value, str)]
+    findings = [f"• {printable(finding.text)}" for finding in findings_of(result)[:LINES]]
+    passed = [check for check in result.checks if check.verdict == "pass"]
+    return [
+        *columns([*texts, *rows]),
+        *findings,
+        *check_lines([check for check in result.checks if check.verdict != "pass"]),
+        f"{len(passed)} of {len(result.checks)} checks passed",
+    ]
+
+
+def _number(result: Result, name: str) -> str:
+    """A single number with its interval, or its standard error, where it has one."""
+    known = result.dataset
+
+    def figure(suffix: str) -> float:
+        return float(known[name + suffix])
+
+    text = f"{figure(''):.4g}"
+    if f"{name}_low" in known:
+        return f"{text}  [{figure('_low'):.4g}, {figure('_high'):.4g}]"
+    return f"{text} ± {figure('_stderr'):.2g}" if f"{name}_stderr" in known else text

@@ -1,0 +1,80 @@
+"""What commands have in common: options of a run, and texts that may come from a file or from stdin."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from cyclopts import Group, Parameter
+
+from assay.errors import BadInput
+
+RUNNING = Group("Running", sort_key=10)
+
+Dtype: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
+Flag: TypeAlias = Annotated[bool, Parameter(group=RUNNING, show_default=False)]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", group=RUNNING, show_default=False)]
+
+
+@Parameter(name="*", group=RUNNING)
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How the model is loaded.
+
+    Attributes:
+        device: Where the weights go: cpu, cuda, cuda:1, mps.
+        dtype: What the weights are converted to.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    trust_remote_code: Flag = False
+
+
+@Parameter(name="*", group=RUNNING)
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a measurement is run; none of it changes a number.
+
+    Attributes:
+        out: Folder of run folders; the same command continues, or just reads, the run it finds there.
+        processes: How many processes share the work; each holds its own copy of the weights.
+        dry_run: Tell units, time and memory, and measure only the cheapest unit.
+        as_json: Write JSON to stdout, and nothing else.
+        quiet: No progress and no summary, only where the report is.
+    """
+
+    out: Path = Path("runs")
+    processes: int = 1
+    dry_run: Flag = False
+    as_json: Json = False
+    quiet: Flag = False
+
+
+def text_of(argument: str) -> str:
+    """Give the text that an argument stands for.
+
+    Args:
+        argument: the text itself; ``@file`` for a file's text; ``-`` for stdin; ``@@...`` for a text that
+            begins with ``@``. One line end at the end of a file or of stdin is not part of the text.
+
+    Raises:
+        BadInput: the file cannot be read, or is not UTF-8.
+    """
+    if argument.startswith("@@"):
+        return argument[1:]
+    if argument != "-" and not argument.startswith("@"):
+        return argument
+    path = argument.removeprefix("@")
+    name = "stdin" if argument == "-" else repr(path)
+    try:
+        content = sys.stdin.buffer.read() if argument == "-" else Path(path).expanduser().read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"The text file {name} cannot be read: {error.strerror}. A text that begins with @ is written @@."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"The text in {name} is not UTF-8: byte {error.start} cannot be decoded.") from error
+    return text.removesuffix("\n").removesuffix("\r")
