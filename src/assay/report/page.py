@@ -143,7 +143,7 @@ def _lines(manifest: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping) and value:
             lines += _lines(value, f"{prefix}{key}.")
         else:
-            lines.append((f"{prefix}{key}", visible(str(value), limit=400).replace("·", " ")))
+            lines.append((f"{prefix}{key}", visible(str(value), limit=400, space=" ")))
     return lines
 
 

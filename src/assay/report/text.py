@@ -2,26 +2,26 @@
 
 import unicodedata
 
-_SYMBOLS = {" ": "·", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
+_SYMBOLS = {"\n": "↵", "\t": "⇥"}
 _HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
-_CONTROL_PICTURES = 0x2400
 
 
-def visible(text: str, limit: int = 80) -> str:
+def visible(text: str, limit: int = 80, space: str = "·") -> str:
     """Write every character of a token so that it can be seen and cannot act on its surroundings.
 
-    Spaces become ``·``, line ends ``↵``, other ASCII controls their control pictures; direction marks,
-    zero-width, private and unassigned characters become ``⟨U+202E⟩``; a leading combining mark gets a dotted
-    circle to sit on. Everything else, emoji included, stays as it is.
+    Spaces become ``·``, line ends ``↵``, tabs ``⇥``; controls, direction marks, zero-width, private and
+    unassigned characters become ``⟨U+202E⟩``; a leading combining mark gets a dotted circle to sit on. Everything
+    else stays as it is.
 
     Args:
         text: the text of one token.
         limit: longest result in characters; longer text ends in ``…``.
+        space: what a space becomes; pass ``" "`` for phrases in a sentence.
 
     Returns:
         The visible text; ``∅`` for an empty token.
     """
-    shown = "".join(_visible_character(character) for character in text[: limit + 1])
+    shown = "".join(space if character == " " else _visible_character(character) for character in text[: limit + 1])
     if text and unicodedata.combining(text[0]):
         shown = "◌" + shown
     if len(shown) > limit:
@@ -32,8 +32,6 @@ def visible(text: str, limit: int = 80) -> str:
 def _visible_character(character: str) -> str:
     if character in _SYMBOLS:
         return _SYMBOLS[character]
-    if ord(character) < 0x20:
-        return chr(_CONTROL_PICTURES + ord(character))
     if unicodedata.category(character) in _HIDDEN:
         return f"⟨U+{ord(character):04X}⟩"
     return character

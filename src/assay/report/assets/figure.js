@@ -31,11 +31,16 @@ class Figure {
     const spec = ways[this.right ? 1 : 0] ?? ways[0];
     this.prefix = spec.name;
     this.view?.finalize();
-    this.view = await draw(this.element.querySelector(".view"), spec, this.tables, this.scroller.clientWidth);
+    this.view = await draw(this.element.querySelector(".view"), spec, this.tables, {
+      room: this.scroller.clientWidth,
+      right: this.right,
+    });
     if (!this.content.linked) return;
     for (const kind of ["mousemove", "click"]) {
       this.view.addEventListener(kind, (event, item) => this.point(kind, item?.datum));
     }
+    this.frozen?.remove();
+    this.frozen = freeze(this.view, this.element.querySelector(".view"));
     this.mark();
   }
 
@@ -104,11 +109,11 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function shown(value) {
+function shown(value, digits = 4) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "boolean") return value ? "yes" : "";
+  if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number" || Number.isInteger(value)) return String(value);
-  return Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
+  return Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 2);
 }
 
 /** Comma-separated values; text that a spreadsheet would take for a formula gets an apostrophe in front. */

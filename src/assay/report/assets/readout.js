@@ -25,8 +25,8 @@ function barList(bars) {
   const percent = (value) => `${(100 * Math.abs(value)) / reach}%`;
   const list = make("ul", { className: "bars" });
   for (const { label, value, low, high } of bars) {
-    const interval = low === null ? "" : ` [${shown(low)}, ${shown(high)}]`;
-    const line = make("li", {}, make("bdi", { className: "name" }, label), make("span", { className: "number" }, shown(value) + interval));
+    const interval = low === null ? "" : ` [${shown(low, 3)}, ${shown(high, 3)}]`;
+    const line = make("li", {}, make("bdi", { className: "name" }, label), make("span", { className: "number" }, shown(value, 3) + interval));
     const bar = make("span", { className: value < 0 ? "bar negative" : "bar" });
     bar.style.width = percent(value);
     line.append(bar);

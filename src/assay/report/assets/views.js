@@ -1,5 +1,8 @@
 "use strict";
 
+const WRITTEN = 40; // narrowest cell with text in it, in pixels
+const BARE = 8; // narrowest cell without
+
 const report = JSON.parse(document.getElementById("report-data").textContent);
 
 /** Rows of a stored table, made anew for each view: Vega writes into the rows it is given. */
@@ -24,19 +27,21 @@ function tablesIn(spec, tables, found = {}) {
   return found;
 }
 
-/** Widen the cells of a picture of fixed steps until it fills the room there is, within reason. */
-function widened(spec, room) {
+/** Fit the cells of a picture to the room there is: wider up to half again, narrower where nothing is written in them. */
+function fitted(spec, room, right) {
   const step = spec.width?.step;
   const across = spec.layer?.[0].encoding?.x?.scale?.domain?.length;
   if (!step || !across) return spec;
-  const margin = 110;
-  return { ...spec, width: { step: Math.max(step, Math.min(1.5 * step, Math.floor((room - margin) / across))) } };
+  const beside = right ? 84 : 52;
+  const fitting = Math.floor((room - beside) / across);
+  const least = step > WRITTEN ? step : BARE;
+  return { ...spec, width: { step: fitting < least ? step : Math.min(fitting, 1.5 * step) } };
 }
 
 /** Draw a chart in the theme of the page; resolves to its Vega view. */
-async function draw(element, spec, tables, room) {
+async function draw(element, spec, tables, { room, right }) {
   const dark = darkNow();
-  const full = { ...widened(spec, room), datasets: tablesIn(spec, tables) };
+  const full = { ...fitted(spec, room, right), datasets: tablesIn(spec, tables) };
   const { view } = await vegaEmbed(element, full, {
     mode: "vega-lite",
     renderer: "svg",
@@ -52,6 +57,27 @@ function mark(view, { layer, position }) {
   view.signal("cursor_layer", layer).signal("cursor_position", position).runAsync();
 }
 
+/** Keep the axis on the left, and the legend, in sight while the cells are scrolled under them. */
+function freeze(view, element) {
+  const drawn = element.querySelector("svg");
+  const [x, y] = view.origin();
+  const left = x + view.padding().left;
+  const bottom = y + view.padding().top + view.height();
+  const still = drawn.cloneNode(true);
+  still.querySelectorAll(".role-mark, .role-title").forEach((mark) => mark.remove());
+  const part = (width, from, to) => {
+    const copy = still.cloneNode(true);
+    copy.style.top = `${-from}px`;
+    const box = make("div", {}, copy);
+    Object.assign(box.style, { width: `${width}px`, top: `${from}px`, height: `${to - from}px` });
+    return box;
+  };
+  const height = Number(drawn.getAttribute("height"));
+  const frozen = make("div", { className: "frozen" }, part(left - 1, 0, bottom + 4), part(element.parentElement.clientWidth, bottom + 4, height));
+  element.before(frozen);
+  return frozen;
+}
+
 /** Scroll a view sideways, if it must, until the marked column is in sight. */
 function reveal(view, name, scroller, { layer, position }, right) {
   const column = right ? layer : position;
@@ -59,9 +85,9 @@ function reveal(view, name, scroller, { layer, position }, right) {
   const scale = view.scale(`${name}_x`);
   const start = scale(column);
   if (start === undefined) return;
-  const left = view.origin()[0] + start;
-  const edge = left + scale.bandwidth();
+  const axis = view.origin()[0] + view.padding().left;
+  const edge = axis + start + scale.bandwidth();
   const from = scroller.scrollLeft;
-  if (left < from) scroller.scrollLeft = left - 12;
+  if (start < from) scroller.scrollLeft = start - 12;
   else if (edge > from + scroller.clientWidth) scroller.scrollLeft = edge - scroller.clientWidth + 12;
 }

@@ -103,7 +103,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     """Give the trace as a figure of a report, one variant for each kind."""
     cells = frame(dataset)
     kinds = [str(name) for name in dataset["kind"].values]
-    answer, subject = visible(str(dataset.attrs["answer"])), visible(str(dataset.attrs["subject"]))
+    answer, subject = (visible(str(dataset.attrs[name]), space=" ") for name in ("answer", "subject"))
     return [
         Figure(
             name=_TABLE,
@@ -119,10 +119,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
             choice="restored",
             variants={name: {"kind": name} for name in kinds},
             linked=True,
-            readout=Readout(
-                bars=[Bar("kind", "effect", "effect_low", "effect_high")],
-                facts={"p restored (first kind)": "p_restored", "its standard error": "p_restored_stderr"},
-            ),
+            readout=Readout(bars=[Bar("kind", "effect", "effect_low", "effect_high")]),
         )
     ]
 
@@ -165,7 +162,8 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     state = dataset.sel(kind="state") if "state" in dataset["kind"].values else dataset.isel(kind=0)
     effect = state["indirect_effect"].transpose("layer", "position").values
     is_subject = dataset["is_subject"].values.astype(bool)
-    tokens = [visible(str(text)) for text in dataset["token"].values]
+    texts = dataset["token"].values.astype(str)
+    tokens = [visible(str(text)) for text in texts]
     answer, last = visible(str(dataset.attrs["answer"])), len(tokens) - 1
     others = [place for place in range(int(np.argmax(is_subject)), last) if not is_subject[place]]
     elsewhere = float(np.median(effect[:, others].max(axis=0))) if others else float("nan")
@@ -174,12 +172,12 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
         block, offset = np.unravel_index(np.argmax(effect[:, first : final + 1]), (len(effect), final + 1 - first))
         place = first + int(offset)
         stderr = float(state["indirect_effect_stderr"].transpose("layer", "position").values[block, place])
+        phrase = visible("".join(texts[first : final + 1]).strip(), space=" ")
         found.append(
             Finding(
-                f"For “{answer}” after “{tokens[last]}” (token {last}), the earlier “{_joined(tokens[first : final + 1])}”"
-                f" (tokens {first} to {final}) matters: restoring “{tokens[place]}” after block {int(block)} gives back"
-                f" {effect[block, place]:+.3f} ± {stderr:.3f} of the probability; the median other token between"
-                f" gives at most {elsewhere:+.3f}.",
+                f"To predict “{answer}” after “{tokens[last]}” (token {last}), the earlier “{phrase}” (tokens {first} to "
+                f"{final}) gives back up to {effect[block, place]:+.3f} ± {stderr:.3f} of the probability when restored (at "
+                f"“{tokens[place]}”, after block {int(block)}); the median other token since then, at most {elsewhere:+.3f}.",
                 position=place,
                 block=int(block),
             )
@@ -191,7 +189,3 @@ def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
     """Give the first and last index of each unbroken run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(int), [0]])))
     return [(int(start), int(stop) - 1) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _joined(tokens: Sequence[str]) -> str:
-    return "".join(tokens).removeprefix("·")

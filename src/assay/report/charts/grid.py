@@ -130,8 +130,9 @@ class Grid:
         )
 
     def _cursor(self) -> list[alt.Chart]:
-        blocks = alt.InlineData(values=[{"block": block} for block in self.blocks])
-        token = self.places(range(len(self.tokens))).transform_filter("datum.position === cursor_position")
+        positions = alt.sequence(0, len(self.tokens), as_="position")
+        blocks = alt.sequence(self.blocks[0], self.blocks[-1] + 1, as_="block")
+        token = alt.Chart(positions).transform_filter("datum.position === cursor_position")
         layer = alt.Chart(blocks).transform_filter("datum.block === cursor_layer")
         return [
             token.mark_rect(style="cursor", filled=False).encode(**self.along_tokens()),

@@ -204,7 +204,7 @@ def _with_tooltips(base: alt.Chart, cells: pd.DataFrame, encoding: dict[str, Any
     return base.transform_calculate(**lines).encode(**encoding, tooltip=tooltip)
 
 
-def findings(dataset: xr.Dataset, *, at_most: int = 3) -> list[Finding]:
+def findings(dataset: xr.Dataset, *, at_most: int = 2) -> list[Finding]:
     """Say which tokens come as the largest surprises, and which repeated ones the model has learned to expect.
 
     Args:
