@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -101,13 +102,15 @@ def _texts(name: str, values: np.ndarray[Any, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Give ``value`` as JSON can hold it: numpy scalars as numbers, tuples and arrays as lists.
+    """Give ``value`` as JSON can hold it: numpy scalars as numbers, tuples and arrays as lists, NaN as text.
 
     Raises:
         TypeError: when it is none of text, number, boolean, None, or a mapping or sequence of those.
     """
     if isinstance(value, np.generic | np.ndarray):
         return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):

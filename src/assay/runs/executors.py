@@ -15,7 +15,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from assay.errors import BadInput
-from assay.models.loading import load
 from assay.runs.measurement import Measurement, Pieces, Unit, stored_form
 
 
@@ -41,6 +40,15 @@ class InProcess:
             yield unit, stored_form(measurement.measure(model, unit, shared))
 
 
+def reload(source: str, *, device: str, dtype: str) -> Any:
+    """Load a model in another process, as `assay.load` does."""
+    from assay.models.loading import (
+        load,
+    )  # here, so that a run of another kind of model imports no transformers
+
+    return load(source, device=device, dtype=dtype)
+
+
 @dataclass(frozen=True)
 class LocalProcesses:
     """Measures the units in ``n`` new processes, each of which loads the model from its source.
@@ -55,7 +63,7 @@ class LocalProcesses:
     """
 
     n: int
-    rebuild: Callable[..., Any] = load
+    rebuild: Callable[..., Any] = reload
 
     def __post_init__(self) -> None:
         if self.n < 1:

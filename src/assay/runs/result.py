@@ -17,7 +17,7 @@ from assay.runs.measurement import Measurement, from_settings
 from assay.runs.table import checks_html, tidy
 
 CHARTS = "assay.report.charts"
-REPORT = "assay.report"
+REPORT = "assay.report.page"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Result:
                 for a result kept in memory.
         """
         target = Path(path) if path is not None else (self.path or Path()) / "report.html"
-        return Path(importlib.import_module(REPORT).write(self, target))
+        return Path(importlib.import_module(REPORT).write_report(self, target))
 
     def save(self, folder: str | Path) -> Path:
         """Write the result as a run folder at ``folder`` and give its path.
