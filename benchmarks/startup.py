@@ -30,14 +30,16 @@ class Command:
 
     Attributes:
         label: its name in results and tables.
-        arguments: after the interpreter.
-        peer: whose interpreter; "": this one.
+        arguments: what follows the program's name.
+        program: a program of the environment.
+        peer: whose environment; "": this one.
         cache: where Assay's cache is; "": where it is for the user.
         prints_seconds: the figure is what the program prints, not how long it ran.
     """
 
     label: str
     arguments: tuple[str, ...]
+    program: str = "python"
     peer: str = ""
     cache: str = ""
     prints_seconds: bool = False
@@ -54,7 +56,7 @@ class Startup:
 
 
 def _python(label: str, code: str, peer: str = "") -> Command:
-    return Command(label, ("-c", code), peer)
+    return Command(label, ("-c", code), peer=peer)
 
 
 STARTUPS = {
@@ -89,13 +91,13 @@ STARTUPS = {
     ),
     "help": Startup(
         "the command line's help",
-        (Command("assay --help", ("-m", "assay.cli", "--help")),),
+        (Command("assay --help", ("--help",), "assay"),),
         (Promise("seconds", "assay --help", bound=0.5),),
         repetitions=10,
     ),
     "survey": Startup(
         "lens, trace and importances of the shipped passage, with the report",
-        (Command("assay survey", ("-m", "assay.cli", "survey", "--out", FRESH)),),
+        (Command("assay survey", ("survey", "--out", FRESH), "assay"),),
         (Promise("seconds", "assay survey", bound=90.0),),
         repetitions=3,
     ),
@@ -135,12 +137,12 @@ def _run(command: Command, threads: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     if command.cache:
         environment["ASSAY_CACHE"] = command.cache.replace(FRESH, fresh)
-    peer = ROOT / ".venv-peers" / command.peer / "bin" / "python"
+    programs = ROOT / ".venv-peers" / command.peer / "bin" if command.peer else Path(sys.executable).parent
     arguments = [argument.replace(FRESH, str(Path(fresh, "run"))) for argument in command.arguments]
     try:
         start = time.perf_counter()
         told = subprocess.run(
-            [str(peer) if command.peer else sys.executable, *arguments],
+            [str(programs / command.program), *arguments],
             env=environment,
             capture_output=True,
             text=True,

@@ -46,6 +46,7 @@ def tiny_folder_model(tiny_llama: Model, tmp_path: Path) -> Model:
     return assay.load(tmp_path / "tiny")
 
 
+@pytest.mark.slow
 def test_sides_in_processes_of_their_own_agree(tiny_folder_model: Model, tmp_path: Path) -> None:
     """Assay's trace against the loop written with bare hooks: each cell a forward pass of its own."""
     contestants = (Contestant("assay", "trace"), Contestant("hooks", "trace", every=1))
