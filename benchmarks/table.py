@@ -56,22 +56,23 @@ def _section(device: str, records: list[Record]) -> str:
 
 
 def _conditions(records: Iterable[Record]) -> str:
-    lines = []
+    """One line for each machine and commit, with the versions of every side and the busiest start of a case."""
+    versions: dict[str, dict[str, str]] = {}
+    load: dict[str, float] = {}
     for record in records:
         under = record["conditions"]
-        versions = ", ".join(f"{name} {version}" for name, version in _versions(record).items())
-        lines.append(
-            f"{under['cpu']}, {under['cores']} cores, {under['threads']} threads, Python {under['python']}, "
-            f"{versions}, commit {under['commit']}"
+        place = (
+            f"{under['cpu']}, {under['cores']} cores, {under['threads']} threads, commit {under['commit']}, "
+            f"Python {under['python']}"
         )
-    return "\n\n".join(dict.fromkeys(lines))
-
-
-def _versions(record: Record) -> dict[str, str]:
-    found = dict(record["conditions"]["versions"])
-    for versions in record.get("versions", {}).values():
-        found |= versions
-    return found
+        for found in (under["versions"], *record.get("versions", {}).values()):
+            versions.setdefault(place, {}).update(found)
+        load[place] = max(load.get(place, 0.0), under["load_average"])
+    return "\n\n".join(
+        f"{place}, {', '.join(f'{name} {version}' for name, version in told.items())}; "
+        f"load of the machine before a case at most {load[place]:.1f}"
+        for place, told in versions.items()
+    )
 
 
 def _promise_row(case: str, figure: Record) -> tuple[str, ...]:
