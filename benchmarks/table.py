@@ -56,7 +56,7 @@ def _section(device: str, records: list[Record]) -> str:
 
 
 def _conditions(records: Iterable[Record]) -> str:
-    """One line for each machine and commit, with the versions of every side and the busiest start of a case."""
+    """One line for each machine and commit: the versions of every side, the busiest start of a case."""
     versions: dict[str, dict[str, str]] = {}
     load: dict[str, float] = {}
     for record in records:
