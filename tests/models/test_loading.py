@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,6 +31,7 @@ def logits(module: nn.Module) -> torch.Tensor:
 def folder(tiny_llama: Model, tmp_path: Path) -> Path:
     """A tiny model as `save_pretrained` writes it, with its tokenizer."""
     path = tmp_path / "model"
+    tiny_llama.module.generation_config.max_new_tokens = 17
     tiny_llama.module.save_pretrained(path)
     tiny_llama.tokenizer.save_pretrained(path)
     return path
@@ -70,6 +72,7 @@ def test_every_dtype_gives_what_transformers_gives(folder: Path, dtype: str | to
     assert module.config.dtype == wanted
     assert all(torch.equal(module.state_dict()[name], value) for name, value in theirs.state_dict().items())
     assert torch.equal(logits(module), logits(theirs))
+    assert module.generation_config.max_new_tokens == 17
 
 
 @pytest.mark.parametrize("settings", [{"tie_word_embeddings": True}, {"tie_word_embeddings": False}])
@@ -83,6 +86,17 @@ def test_weights_stored_narrower_are_widened(settings: dict[str, Any], make_tiny
     )
     tied = module.get_input_embeddings().weight is module.get_output_embeddings().weight
     assert tied == settings["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "mixtral", "deepseek_v3"])
+def test_families_whose_weights_are_renamed_or_fused_are_converted_alike(family: str, tmp_path: Path):
+    FAMILIES[family].build().to(torch.bfloat16).save_pretrained(tmp_path)
+    module = assay.load(tmp_path).module
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in theirs.state_dict().items())
+    buffers = dict(theirs.named_buffers())  # rotary frequencies are computed anew, in float32
+    assert all(torch.equal(value, buffers[name]) for name, value in module.named_buffers())
+    assert torch.equal(logits(module), logits(theirs))
 
 
 def test_weights_in_the_dtype_asked_for_are_mapped_not_copied(folder: Path):

