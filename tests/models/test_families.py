@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from assay.errors import BadInput
 from assay.models.edits import at
+from assay.models.inputs import batch
 from assay.models.intervention import capture, intervene
 from assay.models.model import Model, wrap
 from families import FAMILIES, VOCABULARY, Family
@@ -18,6 +19,7 @@ from reference.naive import naive_capture, naive_patch, patched, record
 
 SUM = 2e-5  # float32: contributions of size 10 and matmuls of 56 terms, done again in another order
 SELF = 2e-5  # float32: heads multiplied by their own pattern once more, seen in the logits
+PADDED = 1e-4  # float32: what a prompt may owe to its neighbours in the batch
 FRACTION = 1e-6  # float32: sums of at most 14 probabilities
 STEP = 1e-2  # of a logit: large beside its rounding (4e-6), too small to send a token to another expert
 SCALES = ("ln1_scale", "ln2_scale", "final_norm_scale")
@@ -359,6 +361,34 @@ def test_an_exception_in_an_edit_leaves_no_trace(case: Case) -> None:
         assert hooks(case.module) == 0
     with torch.no_grad():
         assert torch.equal(case.module(case.ids).logits, case.logits)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_prompts_have_the_numbers_they_have_alone(case: Case, side: Literal["left", "right"]) -> None:
+    sites = ["logits", "resid_post.1", "attn_out.2", "z.1"]
+    prompts = [row.tolist() for row in (case.ids[0], case.ids[1, :9], case.ids[0, 3:8])]
+    together = batch(case.model, prompts, padding_side=side)
+    captured = capture(case.model, together, sites)
+    for row, prompt in enumerate(prompts):
+        real = together.attention_mask[row].bool()
+        assert together.input_ids[row, real].tolist() == prompt
+        for site, alone in capture(case.model, prompt, sites).items():
+            close(captured[site][row, real], alone[0], PADDED)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "gpt_bigcode", "biogpt", "xglm"])
+def test_a_mask_alone_does_not_tell_learned_positions_where_a_prompt_begins(name: str) -> None:
+    """What goes wrong unnoticed where a padded batch is given no positions."""
+    module = FAMILIES[name].build()
+    model = wrap(module)
+    prompts = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    together = batch(model, prompts, padding_side="left")
+    with torch.no_grad():
+        naive = module(together.input_ids, attention_mask=together.attention_mask).logits[1, 3:]
+    (alone,) = capture(model, prompts[1], ["logits"]).values()
+    assert (naive - alone[0]).abs().max() > 0.1
+    (right,) = capture(model, together, ["logits"]).values()
+    close(right[1, 3:], alone[0], PADDED)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
