@@ -3,12 +3,13 @@
 A command is found by name and imported when it is used, so its summary is written here.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
 
 import assay
 from assay.cli.output import print_error
@@ -39,10 +40,15 @@ def _app() -> App:
         version=assay.__version__,
         default_parameter=Parameter(negative=()),  # no --no-json, no --empty-kinds
     )
+    measure, inspect, other = (
+        Group(name, sort_key=place) for place, name in enumerate(("Measure", "Inspect", "Other"))
+    )
     for name, summary in MEASURE.items():
-        app.command(f"assay.cli.measure:{name}", name=name, help=summary, group="Measure")
+        app.command(f"assay.cli.measure:{name}", name=name, help=summary, group=measure)
     for name, summary in INSPECT.items():
-        app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group="Inspect")
+        app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group=inspect)
+    for flag in ("--help", "--version"):
+        app[flag].group = other
     return app
 
 
@@ -59,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         code = _app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except UnknownCommandError:  # its own message would import every command to name them
+        print_error(_no_command(words[0]), as_json=as_json)
+        return REFUSED
     except CycloptsError as error:
-        print_error(f"{error} See `assay {_command(words)}--help`.", as_json=as_json)
+        print_error(f"{error} See `assay {words[0]} --help`.", as_json=as_json)
         return REFUSED
     except BadInput as error:
         print_error(str(error), as_json=as_json)
@@ -76,8 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else DONE
 
 
-def _command(words: Sequence[str]) -> str:
-    return f"{words[0]} " if words and words[0] in {**MEASURE, **INSPECT} else ""
+def _no_command(word: str) -> str:
+    known = [*MEASURE, *INSPECT]
+    near = difflib.get_close_matches(word, known, n=1)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    kind = "option" if word.startswith("-") else "command"
+    return f"There is no {kind} {word!r}.{guess} Commands: {', '.join(known)}. See `assay --help`."
 
 
 def _leave_quietly() -> NoReturn:

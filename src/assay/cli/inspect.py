@@ -19,6 +19,7 @@ from assay.cli.output import (
     say,
 )
 from assay.cli.progress import shown
+from assay.errors import BadInput
 
 if TYPE_CHECKING:
     from assay.models.doctor import Examination
@@ -33,8 +34,8 @@ Format = Literal["html", "pdf", "svg", "png", "csv"]
 def doctor(model: str, *, loading: Loading = AS_IT_IS, as_json: Json = False, quiet: Flag = False) -> int:
     """Examine a model: is it fit to be measured?
 
-    Compares it with the bare module, padded prompts with prompts alone, float32 with float64, partial with full
-    forwards; lists its sites; weighs and times a forward. Exit code 1 when a check fails.
+    Compares it with the bare module, padded prompts with prompts alone, float32 with float64, partial with
+    full forwards; lists its sites; weighs and times a forward. Exit code 1 when a check fails.
 
     Args:
         model: smollm2 (the embedded one), a folder, a .gguf file or a hub id.
@@ -86,6 +87,56 @@ def _figures(found: "Examination") -> list[str]:
         ),
     ]
     return columns([(name, printable(text)) for name, text in rows])
+
+
+def report(
+    run: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=RUNNING)] = None,
+    format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True)] = ("html",),
+    as_json: Json = False,
+) -> int:
+    """Write the report of one or several runs, or their figures and tables.
+
+    Args:
+        run: Run folders; several become sections of one page.
+        out: For html the file to write, by default report.html in the run folder (of several runs, here); for
+            other formats a folder, by default the figures folder of each run.
+        format: One or several: html is the page; pdf, svg, png and csv are a file for each figure.
+        as_json: Write JSON to stdout, and nothing else.
+
+    Raises:
+        BadInput: --out for a page and for a folder of figures at once.
+    """
+    from assay.report import save_figures, write_report
+    from assay.runs.result import Result
+
+    results = [Result.load(folder) for folder in run]
+    drawn = [kind for kind in format if kind != "html"]
+    if out is not None and drawn and "html" in format:
+        raise BadInput(
+            f"--out {out} cannot be both a page and a folder of figures: leave it out, or ask twice."
+        )
+    files: list[Path] = []
+    for folder, result in zip(run, results, strict=True):
+        if drawn:
+            files += save_figures(result, _figures_folder(out, folder, alone=len(run) == 1), drawn)
+    if "html" in format:
+        page = out or (run[0] if len(run) == 1 else Path()) / "report.html"
+        files.append(write_report(results, page))
+    if as_json:
+        print_json({"files": [file.resolve() for file in files]})
+    else:
+        say(map(path_text, files))
+    return 0
+
+
+def _figures_folder(out: Path | None, run: Path, *, alone: bool) -> Path:
+    """Where the figures of a run go, so that those of several runs do not overwrite each other."""
+    if out is None:
+        return run / "figures"
+    return out if alone else out / run.resolve().name
 
 
 def compare(a: Path, b: Path, *, level: float = 0.95, as_json: Json = False) -> int:

@@ -1,15 +1,15 @@
 """What a chart module gives to a report.
 
 A module ``report/charts/<measurement>.py`` has ``chart(dataset, **options)``. It may also have
-``figures(dataset) -> list[Figure]`` (otherwise its chart is its one figure, over the tidy table of all numbers) and
-``findings(dataset) -> list[Finding]``.
+``figures(dataset) -> list[Figure]`` (otherwise its chart is its one figure, over the tidy table of all
+numbers) and ``findings(dataset) -> list[Finding]``.
 """
 
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import xarray as xr
@@ -23,10 +23,8 @@ _CHARTS = "assay.report.charts"
 class Named(Protocol):
     """A measurement, as far as a report looks at it."""
 
-    @property
-    def name(self) -> Any:
-        """The name its chart module goes by."""
-        ...
+    name: ClassVar[str]
+    """The name its chart module goes by."""
 
 
 class Reportable(Protocol):
@@ -79,7 +77,7 @@ def figures_of(result: Reportable) -> list[Figure]:
 def findings_of(result: Reportable) -> list[Finding]:
     """Give the sentences derived from a result's dataset; none when its chart module derives none."""
     module = _chart_module(result)
-    return module.findings(result.dataset) if hasattr(module, "findings") else []
+    return module.findings(result.dataset) if module is not None and hasattr(module, "findings") else []
 
 
 def _chart_module(result: Reportable) -> ModuleType | None:
