@@ -50,10 +50,20 @@ def test_the_table_has_one_row_per_number_with_its_interval():
         coords={"layer": [3, 4], "text": ("token", ["x", "y", "z"]), "model": "m"},
     )
     table = Result(dataset, [], {}, Toy()).table()
-    assert list(table.columns) == ["variable", "layer", "token", "text", "value", "stderr", "low", "high"]
+    assert list(table.columns) == [
+        "variable",
+        "layer",
+        "token",
+        "text_label",
+        "value",
+        "stderr",
+        "low",
+        "high",
+        "text",
+    ]
     assert table["variable"].value_counts().to_dict() == {"p": 6, "word": 6, "kl_low": 2, "total": 1}
     row = table[(table["variable"] == "p") & (table["layer"] == 4) & (table["token"] == 1)].iloc[0]
-    assert row[["text", "value", "stderr", "low", "high"]].to_list() == ["y", 0.5, 0.01, 0.05, 0.7]
+    assert row[["text_label", "value", "stderr", "low", "high"]].to_list() == ["y", 0.5, 0.01, 0.05, 0.7]
     assert table["layer"].dtype == pd.Int64Dtype()
     assert table[table["variable"] == "total"].iloc[0]["value"] == 9
 

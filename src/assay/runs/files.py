@@ -57,8 +57,8 @@ def explained(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise BadInput(
-            f"cannot use {path}: {error.strerror or error}. Choose a folder that can be written, on a disk that "
-            "has space left."
+            f"cannot use {path}: {error.strerror or error}. Choose a folder that can be written, on a disk "
+            "that has space left."
         ) from error
 
 

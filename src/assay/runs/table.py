@@ -11,6 +11,7 @@ import xarray as xr
 from assay.estimates.checks import Check
 
 COMPANIONS = ("stderr", "low", "high")
+OWN_COLUMNS = ("variable", "value", *COMPANIONS, "text")
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
 
 
@@ -22,11 +23,12 @@ def tidy(dataset: xr.Dataset) -> pd.DataFrame:
 
     Returns:
         Columns ``variable``, the dims and coordinates that vary, ``value``, ``stderr``, ``low``, ``high`` and
-        ``text`` (for variables that hold words). A column a variable does not have is empty in its rows.
+        ``text`` (for variables that hold words). A column a variable does not have is empty in its rows. A
+        coordinate called like one of these columns becomes ``text_label`` and the like.
     """
     names = [str(name) for name in dataset.data_vars]
     frames = [_rows(dataset, name) for name in names if not is_companion(dataset, name)]
-    columns = ["variable", *_label_columns(dataset), "value", *COMPANIONS, "text"]
+    columns = ["variable", *map(_column_name, _label_columns(dataset)), *OWN_COLUMNS[1:]]
     if not frames:
         return pd.DataFrame(columns=columns)
     table = pd.concat(frames, ignore_index=True)
@@ -44,6 +46,10 @@ def _label_columns(dataset: xr.Dataset) -> list[str]:
     return dims + [str(name) for name in dataset.coords if name not in dataset.dims]
 
 
+def _column_name(label: str) -> str:
+    return f"{label}_label" if label in OWN_COLUMNS else label
+
+
 def _rows(dataset: xr.Dataset, name: str) -> pd.DataFrame:
     """Give the rows of one variable, its companions beside it."""
     variable = dataset[name]
@@ -58,7 +64,7 @@ def _rows(dataset: xr.Dataset, name: str) -> pd.DataFrame:
         else:
             continue
         spread = xr.DataArray(labels.data, dims=labels.dims).broadcast_like(_blank(variable))
-        columns[label] = _column(spread.transpose(*variable.dims).to_numpy().ravel())
+        columns[_column_name(label)] = _column(spread.transpose(*variable.dims).to_numpy().ravel())
     if variable.dtype.kind in "biuf":
         columns["value"] = variable.to_numpy().ravel().astype(np.float64)
     else:
