@@ -1,14 +1,14 @@
 r"""Causal trace: which states, restored to their clean values, bring back an answer that a corrupted subject destroyed.
 
-The clean run answers with probability :math:`p`. In the corrupted run the subject's embeddings are disturbed, and
-the answer falls to :math:`p_*`. Restoring the clean value of one state in the corrupted run gives
+The clean run answers with probability :math:`p`. In the corrupted run the subject's embeddings are disturbed,
+and the answer falls to :math:`p_*`. Restoring the clean value of one state in the corrupted run gives
 :math:`p_{*,\mathrm{clean}\,h}`. The total effect is :math:`TE = p - p_*`, the indirect effect of the state
-:math:`IE = p_{*,\mathrm{clean}\,h} - p_*`. Source: Meng, Bau, Andonian, Belinkov, "Locating and Editing Factual
-Associations in GPT", 2022; replacement of the subject: Zhang and Nanda, 2309.16042.
+:math:`IE = p_{*,\mathrm{clean}\,h} - p_*`. Source: Meng, Bau, Andonian, Belinkov, "Locating and Editing
+Factual Associations in GPT", 2022; replacement of the subject: Zhang and Nanda, 2309.16042.
 
-Kinds of restoration, each at one position: ``state``, the residual stream after a block; ``mlp`` and ``attn``, what
-a window of blocks' MLPs or attentions write; ``state_mlp_severed`` and ``state_attn_severed``, the state with the
-later MLPs or attentions at that position held at their corrupted values.
+Kinds of restoration, each at one position: ``state``, the residual stream after a block; ``mlp`` and
+``attn``, what a window of blocks' MLPs or attentions write; ``state_mlp_severed`` and ``state_attn_severed``,
+the state with the later MLPs or attentions at that position held at their corrupted values.
 
 Every noise sample is paired: all cells see the same noise. Standard errors and intervals are over samples.
 
@@ -16,20 +16,29 @@ Cost: exact partial forwards (:mod:`assay.models.partial`), about
 S (T-b)^2 L^2 / 4 block-tokens a kind, for T tokens of which the subject's first is b.
 
 Limits: probability hides components that push the answer down, and Gaussian noise takes the model out of its
-distribution; look at the other metrics, and at ``replace_with``. Tracing finds where information passes; it does not
-say where an edit works best (Hase et al., 2301.04213).
+distribution; look at the other metrics, and at ``replace_with``. Tracing finds where information passes; it
+does not say where an edit works best (Hase et al., 2301.04213).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.material import subjects
+from assay.activations.restoration import (
+    KINDS,
+    METRICS,
+    WRITES,
+    Kind,
+    Restoration,
+    embedding_scale,
+    restoration,
+    window_of,
+)
 from assay.activations.subject import answer_tokens, subject_positions, with_replacement
 from assay.activations.trace_checks import trace_checks
 from assay.errors import BadInput
@@ -37,34 +46,10 @@ from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.models.edits import at
 from assay.models.model import Model, Tokens
-from assay.models.partial import Recording, SiteEdit, Variant, default_rows, partial_forward, record
 from assay.models.twin import untrained_twin
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
-
-Kind = Literal["state", "mlp", "attn", "state_mlp_severed", "state_attn_severed"]
-KINDS: tuple[Kind, ...] = ("state", "mlp", "attn")
-METRICS = ("probability", "log_probability", "logit_difference", "kl_from_clean")
-WRITES = {"mlp": "mlp_out", "attn": "attn_out", "state_mlp_severed": "mlp_out", "state_attn_severed": "attn_out"}
-
-
-class Shared(NamedTuple):
-    """What every unit reads.
-
-    Attributes:
-        clean: the clean run, one row.
-        corrupted: the corrupted runs, one row a sample.
-        final: log-probabilities of the clean run where the answer is read, (answer token, vocabulary).
-        answer: token ids of the answer.
-        foil: the token the logit difference is taken against.
-    """
-
-    clean: Recording
-    corrupted: Recording
-    final: Tensor
-    answer: Tokens
-    foil: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +61,8 @@ class CausalTrace(Measurement):
         subject: positions of the subject's tokens.
         answer: token ids of the answer; ``None`` for the clean run's most probable token.
         replacements: prompts with another subject, one a sample, instead of noise.
-        foil: token the logit difference is taken against; ``None`` for the corrupted runs' most probable other one.
+        foil: token the logit difference is taken against; ``None`` for the corrupted runs' most probable
+            other one.
         noise: standard deviation of the noise, in units of ``sigma``.
         sigma: standard deviation of an embedding entry; ``None`` to estimate it over a list of subjects.
         noise_samples: number of noise samples.
@@ -112,9 +98,9 @@ class CausalTrace(Measurement):
         """Number of corrupted runs."""
         return len(self.replacements) or self.noise_samples
 
-    def prepare(self, model: Model) -> Shared:
+    def prepare(self, model: Model) -> Restoration:
         """Run the clean and the corrupted rows once."""
-        return self._record(model, self.samples)
+        return self._record(model, self.samples, self.answer, self.foil)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The runs themselves, every kind and position from the subject on, and the untrained twin.
@@ -125,7 +111,11 @@ class CausalTrace(Measurement):
         self._validate(model)
         length, layers = len(self.tokens), model.n_layers
         units = [
-            Unit(f"{kind}-position-{p:05d}", {"kind": kind, "position": p}, cost=(length - p) * layers * self.samples)
+            Unit(
+                f"{kind}-position-{p:05d}",
+                {"kind": kind, "position": p},
+                cost=(length - p) * layers * self.samples,
+            )
             for kind in self.kinds
             for p in range(self.first, length)
         ]
@@ -135,30 +125,32 @@ class CausalTrace(Measurement):
             units.append(Unit("untrained", {}, cost=cost))
         return units
 
-    def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
+    def measure(self, model: Model, unit: Unit, shared: Restoration) -> Pieces:
         """Restore every layer at one position, measure the runs themselves, or trace the untrained twin."""
         if "position" in unit.detail:
-            return {"restored": self._restored(shared, unit.detail["kind"], unit.detail["position"])}
+            return {"restored": shared.of_cells(unit.detail["kind"], unit.detail["position"], self.max_rows)}
         if unit.name == "runs":
             return {
-                "clean": self._metric(shared, shared.clean),
-                "corrupted": self._metric(shared, shared.corrupted),
+                "clean": shared.of_run(shared.clean)[0],
+                "corrupted": shared.of_run(shared.corrupted),
                 "foil": torch.tensor(shared.foil),
                 "answer": torch.tensor(shared.answer),
                 "fallback": torch.tensor(bool(shared.corrupted.fallback)),
             }
         twin = untrained_twin(model, seed=self.seed)
-        other = self._record(twin, min(self.baseline_samples, self.samples), answer=shared.answer, foil=shared.foil)
-        corrupted = self._metric(other, other.corrupted)
-        cells = [[self._restored(other, kind, p) - corrupted for p in range(self.first, len(self.tokens))] for kind in self.kinds]
-        effects = torch.stack([torch.stack(row, 1) for row in cells])  # kind, layer, position, sample, metric
-        return {"effect": effects.mean(-2), "total": (self._metric(other, other.clean) - corrupted).mean(-2)}
+        other = self._record(twin, min(self.baseline_samples, self.samples), shared.answer, shared.foil)
+        corrupted, positions = other.of_run(other.corrupted), range(self.first, len(self.tokens))
+        cells = [
+            [other.of_cells(kind, p, self.max_rows) - corrupted for p in positions] for kind in self.kinds
+        ]
+        effect = torch.stack([torch.stack(row, 1) for row in cells])[..., 0]  # kind, layer, position, sample
+        return {"effect": effect.mean(-1), "total": (other.of_run(other.clean) - corrupted)[:, 0].mean()}
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Fill the cells before the subject with the corrupted run, which they equal, and take effects and intervals."""
         length, layers = len(self.tokens), model.n_layers
         one = pieces["runs"]
-        clean, corrupted = one["clean"].double().numpy()[0], one["corrupted"].double().numpy()  # (metric,), (sample, metric)
+        clean, corrupted = one["clean"].double().numpy(), one["corrupted"].double().numpy()
         restored = np.broadcast_to(corrupted, (len(self.kinds), layers, length, *corrupted.shape)).copy()
         for index, kind in enumerate(self.kinds):
             for p in range(self.first, length):
@@ -205,112 +197,59 @@ class CausalTrace(Measurement):
         """The rows of one pass, the recorded runs, and the untrained twin's weights."""
         rows = self.samples * (model.n_layers if self.max_rows is None else self.max_rows // self.samples)
         wide = 16 * model.d_model * len(self.tokens) * rows
-        weights = sum(p.numel() * p.element_size() for p in model.module.parameters()) if self.baseline_samples else 0
-        return weights + 4 * (wide + 8 * model.n_layers * len(self.tokens) * model.d_model * (1 + self.samples))
+        weights = (
+            sum(p.numel() * p.element_size() for p in model.module.parameters())
+            if self.baseline_samples
+            else 0
+        )
+        return weights + 4 * (
+            wide + 8 * model.n_layers * len(self.tokens) * model.d_model * (1 + self.samples)
+        )
 
     def _validate(self, model: Model) -> None:
         unknown = [kind for kind in self.kinds if kind not in (*KINDS, *WRITES)]
         if unknown or not self.kinds:
-            raise BadInput(f"kinds={self.kinds}: choose from state, mlp, attn, state_mlp_severed, state_attn_severed")
+            raise BadInput(
+                f"kinds={self.kinds}: choose from state, mlp, attn, state_mlp_severed, state_attn_severed"
+            )
         if not 1 <= self.window <= model.n_layers:
-            raise BadInput(f"window={self.window}: restore between 1 and the model's {model.n_layers} blocks together")
+            raise BadInput(
+                f"window={self.window}: restore between 1 and the model's {model.n_layers} blocks together"
+            )
         if self.samples < 1 or self.baseline_samples < 0:
             raise BadInput("noise_samples must be at least 1, baseline_samples at least 0")
         if not self.replacements and not self.noise > 0:
             raise BadInput(f"noise={self.noise}: the noise needs a positive scale to corrupt anything")
         if not self.subject or not all(0 <= p < len(self.tokens) for p in self.subject):
-            raise BadInput(f"subject={self.subject}: positions must lie in the prompt's 0 to {len(self.tokens) - 1}")
+            raise BadInput(
+                f"subject={self.subject}: positions must lie in the prompt's 0 to {len(self.tokens) - 1}"
+            )
         if any(len(other) != len(self.tokens) for other in self.replacements):
             raise BadInput("every replacement prompt needs as many tokens as the prompt")
 
-    def _record(self, model: Model, samples: int, answer: Tokens | None = None, foil: int | None = None) -> Shared:
-        """Record the clean row and the corrupted ones; the answer is appended so that each of its tokens is read."""
-        answer = answer or self.answer
-        ids = (*self.tokens, *(answer or ())[:-1])
-        rows = [ids, *((*r, *ids[len(self.tokens) :]) for r in self.replacements[:samples])]
-        rows += [ids] * (samples if not self.replacements else 0)
-        sites = [f"{site}.{layer}" for site in sorted({WRITES[k] for k in self.kinds if k in WRITES}) for layer in range(model.n_layers)]
-        edits = {} if self.replacements else {"embed": at(self._add_noise(model, samples), rows=slice(1, None), positions=self.subject)}
-        run = record(model, torch.tensor(rows), sites=sites, edits=edits)
-        clean, corrupted = run.rows(0, 1), run.rows(1, samples + 1)
-        read = slice(len(self.tokens) - 1, None)
-        final = clean.readout(clean.resid[-1][0, read]).float()
-        answer = answer or (int(final[0].argmax()),)
-        foil = self.foil if foil is None else foil
-        if foil is None:
-            others = corrupted.readout(corrupted.resid[-1][:, read.start]).float().softmax(-1).mean(0)
-            others[answer[0]] = -1.0
-            foil = int(others.argmax())
-        return Shared(clean, corrupted, final.log_softmax(-1), answer, foil)
+    def _record(self, model: Model, samples: int, answer: Tokens | None, foil: int | None) -> Restoration:
+        others = self.replacements[:samples] or (self.tokens,) * samples
+        noise = at(self._noise(model, samples), positions=self.subject)
+        edits = {} if self.replacements else {"embed": noise}
+        rows = (self.tokens, *others)
+        return restoration(model, rows, edits, answer=answer, foil=foil, kinds=self.kinds, window=self.window)
 
-    def _add_noise(self, model: Model, samples: int) -> Any:
+    def _noise(self, model: Model, samples: int) -> Callable[[Tensor], Tensor]:
         sigma = self.sigma if self.sigma is not None else embedding_scale(model)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(samples, len(self.subject), model.parts.embed_width, generator=generator)
         return lambda embedded: embedded + self.noise * sigma * noise.to(embedded)
 
-    def _metric(self, shared: Shared, recording: Recording) -> Tensor:
-        """The metrics of a recorded run itself, (row, metric)."""
-        ends = recording.resid[-1][:, len(self.tokens) - 1 :]
-        logits = recording.readout(ends.flatten(0, 1)).unflatten(0, ends.shape[:2])
-        return self._measure_logits(shared, logits[None])[0]
-
-    def _measure_logits(self, shared: Shared, logits: Tensor) -> Tensor:
-        """Metrics of logits (variant, row, answer token, vocabulary): (variant, row, metric)."""
-        logits = logits.float()
-        normaliser = logits.logsumexp(-1)
-        answer = torch.tensor(shared.answer, device=logits.device)
-        chosen = logits.gather(-1, answer.expand(*logits.shape[:2], -1)[..., None])[..., 0]
-        log_probability = (chosen - normaliser).sum(-1)
-        difference = chosen[..., 0] - logits[..., 0, shared.foil]
-        clean = shared.final.exp()
-        kl = (clean * shared.final).sum() - torch.einsum("vrpn,pn->vr", logits, clean) + normaliser.sum(-1)
-        return torch.stack([log_probability.exp(), log_probability, difference, kl.clamp_min(0)], -1)
-
-    def _restored(self, shared: Shared, kind: Kind, position: int) -> Tensor:
-        """Metrics with each layer restored at one position, (layer, sample, metric)."""
-        layers = len(shared.clean.resid) - 1
-        variants = {layer: self._variant(shared, kind, layer, position) for layer in range(layers)}
-        distinct = list({variant[0].site: layer for layer, variant in variants.items()}.values())
-        rows = self.max_rows or default_rows(shared.corrupted)
-        read = range(len(self.tokens) - 1, shared.clean.ids.shape[1])
-        values = partial_forward(
-            shared.corrupted,
-            [variants[layer] for layer in distinct],
-            lambda logits: self._measure_logits(shared, logits),
-            positions=read,
-            max_rows=rows,
-        )
-        place = {variants[layer][0].site: index for index, layer in enumerate(distinct)}
-        return values[[place[variants[layer][0].site] for layer in range(layers)]]
-
-    def _variant(self, shared: Shared, kind: Kind, layer: int, position: int) -> Variant:
-        here = (position,)
-        if kind in ("mlp", "attn"):
-            start, stop = self.window_of(layer, len(shared.clean.resid) - 1)
-            sites = [f"{WRITES[kind]}.{inside}" for inside in range(start, stop)]
-            return tuple(SiteEdit(site, shared.clean.sites[site][:, here], here) for site in sites)
-        state = SiteEdit(f"resid_post.{layer}", shared.clean.resid[layer + 1][:, here], here)
-        if kind == "state":
-            return (state,)
-        later = [f"{WRITES[kind]}.{above}" for above in range(layer + 1, len(shared.clean.resid) - 1)]
-        return (state, *(SiteEdit(site, shared.corrupted.sites[site][:, here], here) for site in later))
-
-    def window_of(self, layer: int, layers: int) -> tuple[int, int]:
-        """First block and one past the last of a window: centred on the layer, moved inside at the borders."""
-        start = min(max(layer - self.window // 2, 0), layers - self.window)
-        return start, start + self.window
-
     def _baseline(self, piece: Pieces, layers: int, length: int) -> dict[str, Any]:
         effect = np.zeros((len(self.kinds), layers, length))
-        effect[:, :, self.first :] = piece["effect"].double().numpy()[..., 0]
+        effect[:, :, self.first :] = piece["effect"].double().numpy()
         return {
             "baseline_indirect_effect": (("kind", "layer", "position"), effect),
-            "baseline_total_effect": ((), float(piece["total"][0])),
+            "baseline_total_effect": ((), float(piece["total"])),
         }
 
     def _coordinates(self, model: Model, layers: int) -> dict[str, Any]:
-        windows = np.array([self.window_of(layer, layers) for layer in range(layers)])
+        windows = np.array([window_of(layer, layers, self.window) for layer in range(layers)])
         return {
             "kind": list(self.kinds),
             "metric": list(METRICS),
@@ -335,26 +274,6 @@ class CausalTrace(Measurement):
             "window": self.window,
             "engine": "full forwards" if bool(piece["fallback"]) else "partial forwards",
         }
-
-
-def embedding_scale(model: Model, texts: Sequence[str] | None = None) -> float:
-    """Standard deviation over all embedding entries of all tokens of a list of subjects (the "3 sigma" rule's sigma).
-
-    Args:
-        model: the model.
-        texts: the subjects; a list that comes with the project by default.
-
-    Returns:
-        The standard deviation. For a model without tokenizer, over the whole embedding.
-    """
-    embed = model.parts.embed
-    with torch.no_grad():
-        if model.tokenizer is None:
-            every = torch.arange(model.parts.vocabulary, device=model.device)
-        else:
-            lists = model.tokenizer(list(texts or subjects()), add_special_tokens=False)["input_ids"]
-            every = torch.tensor([token for ids in lists for token in ids], device=model.device)
-        return float(embed(every).float().std())
 
 
 def causal_trace(  # noqa: PLR0913 (a promised signature)
@@ -390,7 +309,8 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         window: blocks restored together, for ``mlp`` and ``attn``.
         seed: of the noise and of the untrained twin.
         sigma: standard deviation of an embedding entry; estimated over a list of subjects by default.
-        foil: what the logit difference is taken against; the corrupted runs' most probable other token by default.
+        foil: what the logit difference is taken against; the corrupted runs' most probable other token by
+            default.
         occurrence: which occurrence of the subject; all by default.
         baseline_samples: samples of the trace of an untrained twin; 0 for none.
         max_rows: most rows in one pass; what memory allows by default.
@@ -403,8 +323,8 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         ``baseline_indirect_effect`` of the untrained twin.
 
     Raises:
-        BadInput: a subject that is not in the prompt, an answer the tokenizer cannot make, a replacement of another
-            length, or a setting out of range.
+        BadInput: a subject that is not in the prompt, an answer the tokenizer cannot make, a replacement of
+            another length, or a setting out of range.
     """
     tokens = model.tokens(prompt)
     others = [replace_with] if isinstance(replace_with, str) else list(replace_with or ())
@@ -414,7 +334,9 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         tokens=tokens,
         subject=subject_positions(model, prompt, subject, occurrence),
         answer=None if answer is None else answer_tokens(model, prompt, answer),
-        replacements=tuple(with_replacement(model, str(prompt), str(subject), other, occurrence) for other in others),
+        replacements=tuple(
+            with_replacement(model, str(prompt), str(subject), other, occurrence) for other in others
+        ),
         foil=answer_tokens(model, prompt, foil)[0] if isinstance(foil, str) else foil,
         noise=noise,
         sigma=sigma,

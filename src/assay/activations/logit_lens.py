@@ -2,17 +2,17 @@ r"""Logit lens: what each layer would say if the model stopped there.
 
 .. math:: p_l(\cdot \mid x_{\le t}) = \mathrm{softmax}\bigl(\mathrm{readout}(h_{l,t})\bigr)
 
-where :math:`h_{l,t}` is the residual stream after l blocks at position t, and *readout* is everything the model
-itself does after its last block: final norm, unembedding, soft caps, scales. Source: nostalgebraist, "interpreting
-GPT: the logit lens", 2020. A lens on what attention or the MLP *wrote* (``stream="attn_out"``, ``"mlp_out"``) reads
-that vector alone.
+where :math:`h_{l,t}` is the residual stream after l blocks at position t, and *readout* is everything the
+model itself does after its last block: final norm, unembedding, soft caps, scales. Source: nostalgebraist,
+"interpreting GPT: the logit lens", 2020. A lens on what attention or the MLP *wrote* (``stream="attn_out"``,
+``"mlp_out"``) reads that vector alone.
 
-Cost: one forward pass and one unembedding of every row (layer x position). The logits of a few positions at a time
-are reduced to what is kept, so (layer x position x vocabulary) is never held.
+Cost: one forward pass and one unembedding of every row (layer x position). The logits of a few positions at a
+time are reduced to what is kept, so (layer x position x vocabulary) is never held.
 
-Limits: early layers need not speak the unembedding's language; a lens says what can be read out linearly, not what
-the model uses. The baseline reads the same states through a random rotation, which keeps their norms and destroys
-what they say.
+Limits: early layers need not speak the unembedding's language; a lens says what can be read out linearly, not
+what the model uses. The baseline reads the same states through a random rotation, which keeps their norms and
+destroys what they say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,8 @@ ROWS = {"cpu": 128, "cuda": 2048}
 BLOCK = 64
 """Entries of the vocabulary whose maximum is taken first, when looking for the top ones."""
 
+LENS = ("top_token", "top_probability", "entropy", "kl_to_final", "target_rank", "target_log_probability")
+
 Stream = Literal["resid", "attn_out", "mlp_out"]
 
 
@@ -50,12 +52,16 @@ class Shared(NamedTuple):
         states: the vectors the lens reads, (layer, position, d_model).
         final: the residual stream after the last block, (position, d_model).
         model_log_probability: the model's own log-probability of each next token, (position - 1,).
+        rotation: a random rotation, (d_model, d_model).
+        rotated: layer and position of the states that are also read through it, (row, 2).
     """
 
     blocks: Blocks
     states: Tensor
     final: Tensor
     model_log_probability: Tensor
+    rotation: Tensor
+    rotated: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +71,8 @@ class LogitLens(Measurement):
     Attributes:
         tokens: token ids of the text.
         top_k: how many of the most probable tokens are kept.
-        stream: what is read: the residual stream before the first block and after each, or what attention or the
-            MLP of each block writes.
+        stream: what is read: the residual stream before the first block and after each, or what attention or
+            the MLP of each block writes.
         baseline_rows: how many (layer, position) rows are also read through a random rotation.
         seed: of the rotation and of the choice of rows.
     """
@@ -85,77 +91,83 @@ class LogitLens(Measurement):
         return ["resid_pre.0", *(f"resid_post.{layer}" for layer in layers)]
 
     def prepare(self, model: Model) -> Shared:
-        """One forward pass: the states to read."""
+        """One forward pass: the states to read, and which of them are also read through the rotation."""
         sites, last = self._sites(model), f"resid_post.{model.n_layers - 1}"
         got = capture(model, self.tokens, [*dict.fromkeys([*sites, last]), "logits"])
         logits = got["logits"][0, :-1].float()
         target = torch.tensor(self.tokens[1:], device=logits.device)
         own = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
-        return Shared(Blocks(model), torch.stack([got[site][0] for site in sites]), got[last][0], own)
+        states = torch.stack([got[site][0] for site in sites])
+        generator = torch.Generator().manual_seed(self.seed)
+        rotation, _ = torch.linalg.qr(torch.randn(model.d_model, model.d_model, generator=generator))
+        positions = max(len(self.tokens) - 1, 1)  # the last one has no next token to find
+        chosen = torch.randperm(len(sites) * positions, generator=generator)[: self.baseline_rows]
+        rotated = torch.stack([chosen // positions, chosen % positions], -1)
+        return Shared(Blocks(model), states, got[last][0], own, rotation.to(states), rotated)
 
     def plan(self, model: Model) -> Sequence[Unit]:
-        """Blocks of positions, and the rotated baseline.
+        """Blocks of positions.
 
         Raises:
             BadInput: ``top_k`` or ``baseline_rows`` out of range.
         """
         vocabulary = model.parts.vocabulary
         if not 1 <= self.top_k <= vocabulary:
-            raise BadInput(f"top_k={self.top_k}: keep between 1 and the {vocabulary} tokens of the vocabulary")
+            raise BadInput(
+                f"top_k={self.top_k}: keep between 1 and the {vocabulary} tokens of the vocabulary"
+            )
         if self.baseline_rows < 1:
             raise BadInput(f"baseline_rows={self.baseline_rows}: the baseline needs at least one row")
-        layers = len(self._sites(model))
-        starts = range(0, len(self.tokens), POSITIONS_A_UNIT)
-        units = [
-            Unit(f"positions-{start:05d}", {"start": start, "stop": stop}, cost=layers * (stop - start))
-            for start in starts
-            for stop in [min(start + POSITIONS_A_UNIT, len(self.tokens))]
+        length = len(self.tokens)
+        return [
+            Unit(f"positions-{start:05d}", {"start": start, "stop": stop}, cost=stop - start)
+            for start in range(0, length, POSITIONS_A_UNIT)
+            for stop in [min(start + POSITIONS_A_UNIT, length)]
         ]
-        return [*units, Unit("rotation", {}, cost=self.baseline_rows)]
 
     def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
-        """Read out the rows of some positions, or the rotated rows."""
+        """Read out every layer at some positions, a few at a time."""
+        start, stop = unit.detail["start"], unit.detail["stop"]
+        step = max(1, ROWS.get(model.device.type, ROWS["cpu"]) // (len(shared.states) + 1))
+        lens, baseline = [], []
         with torch.no_grad():
-            if unit.name == "rotation":
-                return self._rotated(shared)
-            layers, at_once = len(shared.states), ROWS.get(model.device.type, ROWS["cpu"])
-            step = max(1, at_once // (layers + 1))
-            start, stop = unit.detail["start"], unit.detail["stop"]
-            parts = [self._positions(shared, begin, min(begin + step, stop)) for begin in range(start, stop, step)]
-        extra = {"model_log_probability": shared.model_log_probability[start:stop]}
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]} | extra
+            for begin in range(start, stop, step):
+                read, rotated = self._read(shared, begin, min(begin + step, stop))
+                lens.append(read)
+                baseline.append(rotated)
+        return (
+            {name: torch.cat([part[name] for part in lens], 1) for name in lens[0]}
+            | {f"baseline_{name}": torch.cat([part[name] for part in baseline]) for name in baseline[0]}
+            | {"model_log_probability": shared.model_log_probability[start:stop]}
+        )
 
-    def _positions(self, shared: Shared, start: int, stop: int) -> Pieces:
+    def _read(self, shared: Shared, start: int, stop: int) -> tuple[Pieces, Pieces]:
+        """The lens at positions from start to stop, and the rotated rows that fall there."""
         states = shared.states[:, start:stop]
         layers, positions, width = states.shape
-        rows = states.reshape(-1, width)
-        if self.stream != "resid":
-            rows = torch.cat([rows, shared.final[start:stop]])
-        logits = shared.blocks.readout(rows).float()
-        targets = torch.tensor((*self.tokens, 0)[start + 1 : stop + 1], device=rows.device)
+        layer, place = shared.rotated[(shared.rotated[:, 1] >= start) & (shared.rotated[:, 1] < stop)].unbind(
+            -1
+        )
+        last = shared.final[start:stop] if self.stream != "resid" else states[:0, 0]
+        turned = shared.states[layer, place] @ shared.rotation
+        logits = shared.blocks.readout(torch.cat([states.reshape(-1, width), last, turned])).float()
         kept = layers * positions
-        statistics = read_rows(logits[:kept], logits[-positions:], targets.repeat(layers), self.top_k)
-        return {name: value.view(layers, positions, *value.shape[1:]) for name, value in statistics.items()}
-
-    def _rotated(self, shared: Shared) -> Pieces:
-        layers, positions, width = shared.states.shape
-        generator = torch.Generator().manual_seed(self.seed)
-        rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
-        with_target = layers * max(positions - 1, 1)
-        chosen = torch.randperm(with_target, generator=generator)[: self.baseline_rows]
-        layer, position = chosen // max(positions - 1, 1), chosen % max(positions - 1, 1)
-        rows = shared.states[layer, position] @ rotation.to(shared.states)
-        targets = torch.tensor((*self.tokens, 0), device=rows.device)[position + 1]
-        final = shared.blocks.readout(shared.final[position]).float()
-        statistics = read_rows(shared.blocks.readout(rows).float(), final, targets, 1, paired=True)
-        agrees = statistics["top_token"][:, 0] == final.argmax(-1)
-        return {**statistics, "layer": layer, "position": position, "agrees": agrees}
+        own, baseline = logits[:kept], logits[kept + len(last) :]
+        final = logits[kept + len(last) - positions : kept + len(last)]
+        targets = torch.tensor((*self.tokens, 0)[start + 1 : stop + 1], device=logits.device)
+        distribution = final.log_softmax(-1)
+        statistics = read_rows(own, distribution, targets.repeat(layers), self.top_k)
+        lens = {name: value.view(layers, positions, *value.shape[1:]) for name, value in statistics.items()}
+        at = place - start
+        rotated = read_rows(baseline, distribution[at], targets[at], 1)
+        agrees = rotated.pop("top_token")[:, 0] == final.argmax(-1)[at]
+        return lens, {**rotated, "layer": layer, "position": place, "agrees": agrees}
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Label what was read."""
-        parts = [piece for name, piece in pieces.items() if name != "rotation"]
-        own = torch.cat([part["model_log_probability"] for part in parts])
-        lens = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0] if name != "model_log_probability"}
+        parts = list(pieces.values())
+        lens = {name: torch.cat([part[name] for part in parts], 1) for name in LENS}
+        along = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in LENS}
         texts = model.token_texts(self.tokens)
         has_next = torch.arange(len(self.tokens)) < len(self.tokens) - 1
         ids = lens["top_token"]
@@ -163,18 +175,29 @@ class LogitLens(Measurement):
         table, cell = ("layer", "position", "rank"), ("layer", "position")
         variables: dict[str, Any] = {
             "top_token": (table, ids.numpy(), {"long_name": "most probable tokens"}),
-            "top_token_text": (table, np.vectorize(names.__getitem__, otypes=[object])(ids.numpy()).astype(str)),
+            "top_token_text": (
+                table,
+                np.vectorize(names.__getitem__, otypes=[object])(ids.numpy()).astype(str),
+            ),
             "top_probability": (table, lens["top_probability"].numpy(), {"units": "1"}),
             "entropy": (cell, lens["entropy"].numpy(), {"units": "nats"}),
-            "kl_to_final": (cell, lens["kl_to_final"].numpy(), {"units": "nats", "long_name": "KL(final || layer)"}),
+            "kl_to_final": (
+                cell,
+                lens["kl_to_final"].numpy(),
+                {"units": "nats", "long_name": "KL(final || layer)"},
+            ),
             "target_rank": (cell, torch.where(has_next, lens["target_rank"], -1).numpy()),
             "target_log_probability": (
                 cell,
                 torch.where(has_next, lens["target_log_probability"], torch.nan).numpy(),
                 {"units": "nats", "allow_nan": True},
             ),
-            "model_log_probability": (("transition",), own.numpy(), {"units": "nats"}),
-            **self._baseline(pieces["rotation"]),
+            "model_log_probability": (
+                ("transition",),
+                along.pop("model_log_probability").numpy(),
+                {"units": "nats"},
+            ),
+            **{name: (("baseline_row",), values.numpy()) for name, values in along.items()},
         }
         sites = self._sites(model)
         first = 0 if self.stream == "resid" else 1
@@ -188,15 +211,6 @@ class LogitLens(Measurement):
         }
         return xr.Dataset(variables, coords, {"model": model.source, "stream": self.stream})
 
-    def _baseline(self, rotated: Pieces) -> dict[str, Any]:
-        row = ("baseline_row",)
-        kept = ("entropy", "kl_to_final", "target_rank", "target_log_probability")
-        return {f"baseline_{name}": (row, rotated[name].numpy()) for name in kept} | {
-            "baseline_agrees": (row, rotated["agrees"].numpy(), {"long_name": "same top token as the model"}),
-            "baseline_layer": (row, rotated["layer"].numpy()),
-            "baseline_position": (row, rotated["position"].numpy()),
-        }
-
     def checks(self, dataset: xr.Dataset) -> list[Check]:
         """The last layer is the model itself; the rotated lens finds nothing."""
         return [*([_last_layer(dataset)] if self.stream == "resid" else []), _rotation(dataset)]
@@ -205,7 +219,9 @@ class LogitLens(Measurement):
         """Logits and probabilities of the rows held at once, and the captured states."""
         rows = ROWS.get(model.device.type, ROWS["cpu"])
         states = len(self._sites(model)) * len(self.tokens) * model.d_model
-        return 4 * (3 * rows * model.parts.vocabulary + 2 * states + len(self.tokens) * model.parts.vocabulary)
+        return 4 * (
+            3 * rows * model.parts.vocabulary + 2 * states + len(self.tokens) * model.parts.vocabulary
+        )
 
 
 def logit_lens(
@@ -230,10 +246,11 @@ def logit_lens(
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
     Returns:
-        A result whose dataset holds ``top_token``, ``top_token_text`` and ``top_probability`` (layer, position,
-        rank); ``entropy``, ``kl_to_final`` (nats), ``target_rank`` (0 is the top; -1 where there is no next token)
-        and ``target_log_probability`` (layer, position); and the same through a random rotation as ``baseline_*``.
-        Layer l is the residual stream after l blocks, layer 0 what enters the first.
+        A result whose dataset holds ``top_token``, ``top_token_text`` and ``top_probability`` (layer,
+        position, rank); ``entropy``, ``kl_to_final`` (nats), ``target_rank`` (0 is the top; -1 where there is
+        no next token) and ``target_log_probability`` (layer, position); and the same through a random
+        rotation as ``baseline_*``. Layer l is the residual stream after l blocks, layer 0 what enters the
+        first.
 
     Raises:
         BadInput: an empty or too long text, or a setting out of range.
@@ -244,7 +261,7 @@ def logit_lens(
     return perform(measurement, model, **run)
 
 
-def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int, *, paired: bool = False) -> Pieces:
+def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int) -> Pieces:
     r"""Statistics of rows of logits, each in as few passes over memory as it can be had.
 
     With :math:`p` the softmax of a row and :math:`q` that of the final layer at its position: entropy
@@ -252,10 +269,9 @@ def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int, *, pai
 
     Args:
         logits: (row, vocabulary), rows in the order (layer, position).
-        final: the final layer's logits, (position, vocabulary), or (row, vocabulary) when ``paired``.
+        final: the final layer's log-probabilities, (position, vocabulary).
         targets: each row's true next token, (row,).
         top_k: how many top tokens to keep.
-        paired: each row has its own final row.
 
     Returns:
         ``top_token`` and ``top_probability`` (row, rank), ``entropy``, ``kl_to_final``, ``target_rank``,
@@ -264,23 +280,22 @@ def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int, *, pai
     top, token = _top(logits, top_k)
     scratch = torch.softmax(logits, -1)
     normaliser = top[:, 0] - scratch.gather(1, token[:, :1])[:, 0].log()
-    entropy = normaliser - _dot(scratch, logits)
+    entropy = normaliser - _dots(scratch, logits)
     target = logits.gather(1, targets[:, None])
     rank = torch.gt(logits, target, out=scratch).sum(-1)  # counted in float32, exact below 2**24
-    final_log_probability = torch.log_softmax(final, -1)
-    final_probability = final_log_probability.exp()
-    negative_entropy = _dot(final_probability, final_log_probability)
-    if paired:
-        cross = _dot(final_probability, logits)
-    else:
-        negative_entropy = negative_entropy.repeat(len(logits) // len(final))
-        by_position = logits.view(-1, *final.shape).unbind(1)
-        cross = torch.stack([z @ q for z, q in zip(by_position, final_probability, strict=True)], 1).flatten()
+    probability = final.exp()
+    layers = len(logits) // max(len(final), 1)
+    by_position = logits.view(layers, *final.shape).unbind(1)
+    cross = (
+        torch.stack([z @ q for z, q in zip(by_position, probability, strict=True)], 1).flatten()
+        if layers
+        else rank
+    )
     return {
         "top_token": token,
         "top_probability": (top - normaliser[:, None]).exp(),
         "entropy": entropy,
-        "kl_to_final": (negative_entropy - cross + normaliser).clamp_min(0),
+        "kl_to_final": (_dots(probability, final).repeat(layers) - cross + normaliser).clamp_min(0),
         "target_rank": rank.long(),
         "target_log_probability": target[:, 0] - normaliser,
     }
@@ -299,18 +314,25 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(1, places // BLOCK) * BLOCK + places % BLOCK
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b)
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row inner products; on a processor one row at a time, which needs no third matrix of that size."""
+    if a.device.type != "cpu" or not len(a):
+        return torch.linalg.vecdot(a, b)
+    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
 
 
 def _last_layer(dataset: xr.Dataset) -> Check:
     lens = dataset["target_log_probability"].to_numpy()[-1, :-1]
     error = float(np.abs(lens - dataset["model_log_probability"].to_numpy()).max(initial=0.0))
     message = f"The lens at the last layer differs from the model's own log-probabilities by at most {error:.1e} nats."
-    if error <= 1e-3:  # float32 sums over a vocabulary; half precision is judged by the same figure and warned of
+    if (
+        error <= 1e-3
+    ):  # float32 sums over a vocabulary; half precision is judged by the same figure and warned of
         return Check("L101", "last layer is not the model", "pass", error, message)
     remedy = "Load the model in float32; if it stays, the readout of this architecture is not its own."
-    return Check("L101", "last layer is not the model", "warn" if error < 0.1 else "fail", error, message, remedy)  # noqa: PLR2004
+    return Check(
+        "L101", "last layer is not the model", "warn" if error < 0.1 else "fail", error, message, remedy
+    )  # noqa: PLR2004
 
 
 def _rotation(dataset: xr.Dataset) -> Check:

@@ -7,7 +7,10 @@ from assay.models.model import Model, Tokens
 
 
 def subject_positions(
-    model: Model, prompt: str | Sequence[int], subject: str | slice | Sequence[int], occurrence: int | None = None
+    model: Model,
+    prompt: str | Sequence[int],
+    subject: str | slice | Sequence[int],
+    occurrence: int | None = None,
 ) -> tuple[int, ...]:
     """Token positions of a subject.
 
@@ -25,17 +28,29 @@ def subject_positions(
     """
     length = len(model.tokens(prompt))
     if not isinstance(subject, str):
-        chosen = tuple(range(length))[subject] if isinstance(subject, slice) else tuple(sorted({p % length for p in subject}))
+        chosen = (
+            tuple(range(length))[subject]
+            if isinstance(subject, slice)
+            else tuple(sorted({p % length for p in subject}))
+        )
         if not chosen or (not isinstance(subject, slice) and not all(-length <= p < length for p in subject)):
-            raise BadInput(f"subject positions {subject}: the prompt has {length} tokens, positions 0 to {length - 1}")
+            raise BadInput(
+                f"subject positions {subject}: the prompt has {length} tokens, positions 0 to {length - 1}"
+            )
         return chosen
     if not isinstance(prompt, str):
-        raise BadInput("the subject is a text and the prompt token ids: give the prompt as text, or the subject as positions")
+        raise BadInput(
+            "the subject is a text and the prompt token ids: give the prompt as text, or the subject as positions"
+        )
     starts = _occurrences(prompt, subject)
     if not starts:
-        raise BadInput(f"the subject {subject!r} is not in the prompt {prompt!r}; it must stand there letter by letter")
+        raise BadInput(
+            f"the subject {subject!r} is not in the prompt {prompt!r}; it must stand there letter by letter"
+        )
     if occurrence is not None and not -len(starts) <= occurrence < len(starts):
-        raise BadInput(f"occurrence={occurrence}: the subject {subject!r} occurs {len(starts)} times, numbered from 0")
+        raise BadInput(
+            f"occurrence={occurrence}: the subject {subject!r} occurs {len(starts)} times, numbered from 0"
+        )
     wanted = starts if occurrence is None else [starts[occurrence]]
     spans = _token_spans(model, prompt)
     ends = [(start, start + len(subject)) for start in wanted]
@@ -74,7 +89,9 @@ def with_replacement(
         )
     changed = {i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
     if not changed <= set(positions):
-        raise BadInput(f"replace_with={replacement!r} changes tokens outside the subject, at positions {sorted(changed - set(positions))}")
+        raise BadInput(
+            f"replace_with={replacement!r} changes tokens outside the subject, at positions {sorted(changed - set(positions))}"
+        )
     return new
 
 
@@ -123,6 +140,8 @@ def _occurrences(text: str, part: str) -> list[int]:
 def _token_spans(model: Model, prompt: str) -> list[tuple[int, int]]:
     """Where each token begins and ends in the text; special tokens are empty spans."""
     if model.tokenizer is None or not model.tokenizer.is_fast:
-        raise BadInput("finding a subject by its text needs a fast tokenizer; give the subject as token positions")
+        raise BadInput(
+            "finding a subject by its text needs a fast tokenizer; give the subject as token positions"
+        )
     encoded = model.tokenizer(prompt, return_offsets_mapping=True)
     return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]

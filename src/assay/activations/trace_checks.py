@@ -58,11 +58,20 @@ def _baseline(dataset: xr.Dataset) -> Check:
 
 
 def _restored(dataset: xr.Dataset) -> Check:
-    error = abs(float(dataset["p_restored"].sel(kind="state").isel(layer=-1, position=-1)) - float(dataset["p_clean"]))
+    error = abs(
+        float(dataset["p_restored"].sel(kind="state").isel(layer=-1, position=-1)) - float(dataset["p_clean"])
+    )
     message = f"Restoring the last state differs from the clean run by {error:.1e} in probability; it should equal it."
     if error <= INVARIANT:
         return Check("T104", "the last state does not restore the answer", "pass", error, message)
-    return Check("T104", "the last state does not restore the answer", "fail", error, message, "Run `assay doctor` on this model.")
+    return Check(
+        "T104",
+        "the last state does not restore the answer",
+        "fail",
+        error,
+        message,
+        "Run `assay doctor` on this model.",
+    )
 
 
 def _engine(dataset: xr.Dataset) -> Check:

@@ -1,8 +1,9 @@
 """Running a model's blocks one by one, and what stands before and after them, without knowing the family.
 
-The model itself is asked: its own forward is run with the blocks standing aside. Before the blocks that yields the
-arguments each block is called with (masks, rotary tables, ALiBi, positions); after them it yields the model's own
-readout (final norm, projections, unembedding, soft caps, logit scales). Neither needs a line of code per family.
+The model itself is asked: its own forward is run with the blocks standing aside. Before the blocks that
+yields the arguments each block is called with (masks, rotary tables, ALiBi, positions); after them it yields
+the model's own readout (final norm, projections, unembedding, soft caps, logit scales). Neither needs a line
+of code per family.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,10 @@ class Blocks:
             One call a block, usable for any number of rows.
         """
         one, two = (self._recorded(ids.expand(rows, -1), prefix) for rows in (1, 2))
-        return [BlockCall(block.module, a, b) for block, a, b in zip(self.model.parts.blocks, one, two, strict=True)]
+        return [
+            BlockCall(block.module, a, b)
+            for block, a, b in zip(self.model.parts.blocks, one, two, strict=True)
+        ]
 
     def _recorded(self, ids: Tensor, prefix: int) -> list[Call]:
         recorded: list[Call] = []
@@ -154,7 +158,9 @@ class PrefixLayer(DynamicLayer):
         super().__init__()
         self._prefix, self._length = (keys, values), length
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Put the prefix before new keys and values, repeated for as many variants as there are.
 
         Args:
@@ -189,7 +195,8 @@ class BlockCall:
     """How to call one block for any number of rows.
 
     The arguments were recorded with one row and with two. All rows are alike (same positions, no padding), so
-    whichever axis differs between the two is repeated; ALiBi in Bloom, whose axis is row times head, included.
+    whichever axis differs between the two is repeated; ALiBi in Bloom, whose axis is row times head,
+    included.
     """
 
     module: nn.Module

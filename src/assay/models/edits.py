@@ -22,13 +22,18 @@ class At:
 
 
 def at(
-    value: "Edit", *, rows: Indices = None, positions: Indices = None, heads: Indices = None, neurons: Indices = None
+    value: "Edit",
+    *,
+    rows: Indices = None,
+    positions: Indices = None,
+    heads: Indices = None,
+    neurons: Indices = None,
 ) -> At:
     """Restrict an edit to rows of the batch, positions, heads, or entries of the last axis.
 
     Args:
-        value: a tensor broadcastable to the part, a number, a function from the part to its replacement, another
-            restricted edit, or a sequence of these, applied in order.
+        value: a tensor broadcastable to the part, a number, a function from the part to its replacement,
+            another restricted edit, or a sequence of these, applied in order.
         rows: rows of the batch.
         positions: token positions (query positions for ``pattern``); negative ones count from the end.
         heads: heads of ``q``, ``k``, ``v``, ``z`` or ``pattern``.
@@ -85,13 +90,20 @@ def _fit(value: Tensor, tensor: Tensor, site: str) -> Tensor:
         ) from None
 
 
-def _index(where: dict[str, Indices], tensor: Tensor, axes: dict[str, int], site: str) -> tuple[Tensor | slice, ...]:
+def _index(
+    where: dict[str, Indices], tensor: Tensor, axes: dict[str, int], site: str
+) -> tuple[Tensor | slice, ...]:
     """An index that takes the cross product of the lists given (numpy's ``ix_``)."""
-    chosen = {axes[name] % tensor.ndim: _positions(name, indices, tensor, axes, site) for name, indices in where.items()}
+    chosen = {
+        axes[name] % tensor.ndim: _positions(name, indices, tensor, axes, site)
+        for name, indices in where.items()
+    }
     lists = sorted(chosen)
     first, last = (lists[0], lists[-1]) if lists else (0, -1)
     index: list[Tensor | slice] = [slice(None)] * tensor.ndim
-    for axis in range(first, last + 1):  # every axis between, so that numpy's rules keep the axes in their order
+    for axis in range(
+        first, last + 1
+    ):  # every axis between, so that numpy's rules keep the axes in their order
         values = chosen.get(axis, torch.arange(tensor.shape[axis], device=tensor.device))
         index[axis] = values.view([-1 if other == axis else 1 for other in range(first, last + 1)])
     return tuple(index)
@@ -101,7 +113,11 @@ def _positions(name: str, indices: Indices, tensor: Tensor, axes: dict[str, int]
     size = tensor.shape[axes[name]]
     if isinstance(indices, slice):
         return torch.arange(size, device=tensor.device)[indices]
-    wanted = torch.as_tensor([indices] if isinstance(indices, int) else list(indices or ()), device=tensor.device)
+    wanted = torch.as_tensor(
+        [indices] if isinstance(indices, int) else list(indices or ()), device=tensor.device
+    )
     if wanted.numel() and (int(wanted.min()) < -size or int(wanted.max()) >= size):
-        raise BadInput(f"{name} {wanted.tolist()} at site {site!r}: there are {size}, numbered 0 to {size - 1}")
+        raise BadInput(
+            f"{name} {wanted.tolist()} at site {site!r}: there are {size}, numbered 0 to {size - 1}"
+        )
     return wanted % size

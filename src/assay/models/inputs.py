@@ -1,7 +1,7 @@
 """What a decoder is given: token ids, and for prompts of unequal length the mask and positions that make them agree.
 
-A padded prompt gives the numbers it gives alone only if every family is told where its tokens are. Families that
-take ``position_ids`` are given them; the others (ALiBi, OPT) derive positions from the attention mask.
+A padded prompt gives the numbers it gives alone only if every family is told where its tokens are. Families
+that take ``position_ids`` are given them; the others (ALiBi, OPT) derive positions from the attention mask.
 """
 
 import inspect
@@ -26,7 +26,8 @@ class Batch:
 
     Attributes:
         input_ids: token ids, (batch, pos).
-        attention_mask: 1 where a token stands and 0 where padding stands, (batch, pos); ``None`` without padding.
+        attention_mask: 1 where a token stands and 0 where padding stands, (batch, pos); ``None`` without
+            padding.
         position_ids: each token's place in its own prompt, (batch, pos); ``None`` without padding.
     """
 
@@ -50,7 +51,10 @@ class Batch:
 
 
 def batch(
-    model: "Model", inputs: "Batch | Prompt | Sequence[Prompt]", *, padding_side: Literal["left", "right"] = "right"
+    model: "Model",
+    inputs: "Batch | Prompt | Sequence[Prompt]",
+    *,
+    padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
     """Make a batch of one or several prompts.
 
@@ -85,7 +89,9 @@ def _prompts(inputs: "Prompt | Sequence[Prompt] | Mapping[str, Tensor]") -> list
     if isinstance(inputs, str):
         return [inputs]
     if isinstance(inputs, Mapping):
-        raise BadInput("inputs came as a mapping; pass its input_ids, or assay.models.inputs.Batch for a padded batch")
+        raise BadInput(
+            "inputs came as a mapping; pass its input_ids, or assay.models.inputs.Batch for a padded batch"
+        )
     if isinstance(inputs, Tensor):
         return [inputs] if inputs.ndim == 1 else list(inputs)
     if len(inputs) == 0:

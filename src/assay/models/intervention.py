@@ -1,7 +1,7 @@
 """Capture and intervene: read and replace activations at sites in one forward pass of the untouched module.
 
-Hooks are put on for one pass and taken off after it, also after an exception. Where nothing is edited the module
-computes what it would have computed: logits are bit-identical, because hooks read and change nothing.
+Hooks are put on for one pass and taken off after it, also after an exception. Where nothing is edited the
+module computes what it would have computed: logits are bit-identical, because hooks read and change nothing.
 """
 
 from collections import defaultdict
@@ -30,16 +30,16 @@ def capture(model: Model, inputs: Inputs, sites: Sequence[str], *, grad: bool = 
 
     Args:
         model: a model from ``load`` or ``wrap``.
-        inputs: a text, a list of texts, token ids, or a ``Batch``; for a module that is not a decoder, a tensor, a
-            tuple of positional arguments or a mapping of keyword arguments.
+        inputs: a text, a list of texts, token ids, or a ``Batch``; for a module that is not a decoder, a
+            tensor, a tuple of positional arguments or a mapping of keyword arguments.
         sites: names of sites (:mod:`assay.models.sites`), TransformerLens names, or module paths.
         grad: keep the graph, so that gradients flow to and through what is captured.
 
     Returns:
         The activations under the names they were asked by, batch first: residual sites (batch, pos, d_model);
         ``q``, ``k``, ``v``, ``z`` (batch, pos, head, d_head); ``pattern`` (batch, head, query, key); neurons
-        (batch, pos, neuron); ``logits`` (batch, pos, vocabulary). They are views of what the module computed, not
-        copies; a ``clone()`` is the caller's to make.
+        (batch, pos, neuron); ``logits`` (batch, pos, vocabulary). They are views of what the module computed,
+        not copies; a ``clone()`` is the caller's to make.
 
     Raises:
         BadInput: an unknown site or layer, or a site this architecture does not have.
@@ -62,8 +62,8 @@ def intervene(
     Args:
         model: a model from ``load`` or ``wrap``.
         inputs: as for :func:`capture`.
-        edits: site to edit: a tensor, a number, a function of the activation, ``at(...)`` for a part of it, or a
-            sequence of edits applied in order.
+        edits: site to edit: a tensor, a number, a function of the activation, ``at(...)`` for a part of it,
+            or a sequence of edits applied in order.
         capture: the sites to read.
         grad: keep the graph.
 
@@ -105,7 +105,9 @@ def forward(
     wiring = Wiring.of(model, edits, capture, shape)
     with torch.set_grad_enabled(grad), wiring.connected(), _patterns(wiring):
         output = model.module(*arguments, **keywords, **extra)
-    missing = [site for site in capture if site not in wiring.captured and wiring.ports[site].module is not None]
+    missing = [
+        site for site in capture if site not in wiring.captured and wiring.ports[site].module is not None
+    ]
     if missing:
         raise BadInput(f"sites {missing} were not reached by this forward pass")
     return _with_output(wiring, output, edits, capture), output
@@ -125,7 +127,9 @@ class Wiring:
     captured: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Model, edits: Mapping[str, Edit], capture: Sequence[str], shape: tuple[int, int] | None) -> "Wiring":
+    def of(
+        cls, model: Model, edits: Mapping[str, Edit], capture: Sequence[str], shape: tuple[int, int] | None
+    ) -> "Wiring":
         """Find the ports of everything edited and captured.
 
         Raises:
@@ -138,7 +142,9 @@ class Wiring:
             wiring.ports[site] = find_port(model.anatomy, model.module, site)
         for site in edits:
             if wiring.ports[site].derive is not None:
-                raise BadInput(f"site {site!r} is computed from a norm's input and can only be read; edit that input instead")
+                raise BadInput(
+                    f"site {site!r} is computed from a norm's input and can only be read; edit that input instead"
+                )
         return wiring
 
     @contextmanager
@@ -172,13 +178,17 @@ class Wiring:
 
     def visit(self, sites: list[str], tensor: Tensor) -> Tensor:
         """Apply the edits of the sites at one port, then read them; the tensor itself where nothing was edited."""
-        flat = self.shape is not None and tensor.ndim == 2 and tensor.shape[0] == self.shape[0] * self.shape[1]  # noqa: PLR2004
+        flat = (
+            self.shape is not None and tensor.ndim == 2 and tensor.shape[0] == self.shape[0] * self.shape[1]
+        )  # noqa: PLR2004
         seen = tensor.unflatten(0, self.shape) if flat and self.shape is not None else tensor
         changed = seen
         for site in sites:
             if site in self.edits:
                 port = self.ports[site]
-                changed = port.write(changed, editing.apply(self.edits[site], port.read(changed), port.axes, site))
+                changed = port.write(
+                    changed, editing.apply(self.edits[site], port.read(changed), port.axes, site)
+                )
         for site in sites:
             if site in self.wanted:
                 self.captured[site], changed = _captured(self.ports[site], changed, upstream=flat)
@@ -190,9 +200,9 @@ class Wiring:
 def _captured(port: Port, tensor: Tensor, *, upstream: bool) -> tuple[Tensor, Tensor]:
     """A site's value, and the port's tensor as the network shall see it.
 
-    A view is no ancestor of what the network computes from the tensor it views, and a module's input may be read
-    elsewhere too. Where gradients are asked for, the network is therefore given a tensor made from the value, so
-    that they are the slopes of an edit; ``upstream`` says that even the whole is a view.
+    A view is no ancestor of what the network computes from the tensor it views, and a module's input may be
+    read elsewhere too. Where gradients are asked for, the network is therefore given a tensor made from the
+    value, so that they are the slopes of an edit; ``upstream`` says that even the whole is a view.
     """
     value = port.read(tensor)
     if torch.is_grad_enabled() and port.derive is None and value.is_floating_point():
@@ -217,7 +227,9 @@ def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:
     return AttentionPatterns(modules, wiring.edits, wiring.wanted, wiring.captured, wiring.shape)
 
 
-def _with_output(wiring: Wiring, output: Any, edits: Mapping[str, Edit], capture: Sequence[str]) -> dict[str, Tensor]:
+def _with_output(
+    wiring: Wiring, output: Any, edits: Mapping[str, Edit], capture: Sequence[str]
+) -> dict[str, Tensor]:
     """Serve the sites that are the model's own output."""
     whole = [site for site, port in wiring.ports.items() if port.module is None and port.attention is None]
     if whole:
@@ -230,7 +242,9 @@ def _with_output(wiring: Wiring, output: Any, edits: Mapping[str, Edit], capture
     return {site: wiring.captured[site] for site in capture}
 
 
-def _arguments(model: Model, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int, int] | None]:
+def _arguments(
+    model: Model, inputs: Inputs
+) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int, int] | None]:
     if model.anatomy is None:
         if isinstance(inputs, Mapping):
             return (), dict(inputs), None
@@ -243,11 +257,19 @@ def _arguments(model: Model, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str,
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if args:
         return args[0]
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else next(v for v in kwargs.values() if isinstance(v, Tensor))
+    return (
+        kwargs["hidden_states"]
+        if "hidden_states" in kwargs
+        else next(v for v in kwargs.values() if isinstance(v, Tensor))
+    )
 
 
 def _replace_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, Any]:
     if args:
         return (value, *args[1:]), kwargs
-    name = "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    name = (
+        "hidden_states"
+        if "hidden_states" in kwargs
+        else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    )
     return args, {**kwargs, name: value}

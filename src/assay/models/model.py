@@ -81,8 +81,8 @@ class Model:
             The ids.
 
         Raises:
-            BadInput: an empty prompt, a token outside the vocabulary, a prompt longer than the context, or a text
-                for a model without tokenizer.
+            BadInput: an empty prompt, a token outside the vocabulary, a prompt longer than the context, or a
+                text for a model without tokenizer.
         """
         if isinstance(text, str):
             if self.tokenizer is None:
@@ -98,14 +98,16 @@ class Model:
                 f"{self.source} was built for; shorten it"
             )
         if self.anatomy is not None and not 0 <= min(ids) <= max(ids) < self.anatomy.vocabulary:
-            raise BadInput(f"token ids run from {min(ids)} to {max(ids)}, the vocabulary from 0 to {self.anatomy.vocabulary - 1}")
+            raise BadInput(
+                f"token ids run from {min(ids)} to {max(ids)}, the vocabulary from 0 to {self.anatomy.vocabulary - 1}"
+            )
         return ids
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:
         """One display string a token.
 
-        A token that holds only some of a character's bytes is shown as those bytes (``<E2><82>``), so that nothing
-        is lost and no two tokens are shown alike by accident.
+        A token that holds only some of a character's bytes is shown as those bytes (``<E2><82>``), so that
+        nothing is lost and no two tokens are shown alike by accident.
 
         Args:
             tokens: token ids.
@@ -116,7 +118,10 @@ class Model:
         if self.tokenizer is None:
             return [str(token) for token in tokens]
         texts = self.tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
-        return [self._bytes(token) if INCOMPLETE in text else text for token, text in zip(tokens, texts, strict=True)]
+        return [
+            self._bytes(token) if INCOMPLETE in text else text
+            for token, text in zip(tokens, texts, strict=True)
+        ]
 
     def _bytes(self, token: int) -> str:
         raw = str(self.tokenizer.convert_ids_to_tokens(int(token)))  # type: ignore[union-attr]
@@ -130,7 +135,9 @@ class Model:
         def digest(name: str) -> bytes:
             tensor = state[name].detach().cpu().contiguous()
             header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-            return hashlib.blake2b(tensor.reshape(-1).view(torch.uint8).numpy(), key=hashlib.sha256(header).digest()).digest()
+            return hashlib.blake2b(
+                tensor.reshape(-1).view(torch.uint8).numpy(), key=hashlib.sha256(header).digest()
+            ).digest()
 
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
             return hashlib.sha256(b"".join(pool.map(digest, sorted(state)))).hexdigest()
@@ -152,10 +159,16 @@ class Model:
             names = [path for path, _ in self.module.named_modules() if path]
         else:
             names = available(self.anatomy)
-        return names if name is None else [site for site in names if site == name or site.rpartition(".")[0] == name]
+        return (
+            names
+            if name is None
+            else [site for site in names if site == name or site.rpartition(".")[0] == name]
+        )
 
 
-def wrap(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, *, layout: Layout | None = None) -> Model:
+def wrap(
+    module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, *, layout: Layout | None = None
+) -> Model:
     """Study a module of your own.
 
     Args:
@@ -180,7 +193,11 @@ def _looks_like_decoder(module: nn.Module) -> bool:
 
 def _byte_alphabet() -> dict[str, int]:
     """Byte-level tokenizers write a byte as a printable character: itself where it is one, else shifted past 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 

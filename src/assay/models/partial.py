@@ -1,58 +1,43 @@
 r"""Exact partial forwards: many edited variants of one recorded run, computing only what an edit can change.
 
-A variant that first edits layer l at position t leaves everything before layer l, and every position before t, as
-the recorded run has it. So it starts from the recorded residual stream at layer l, holds only the positions from t
-on, and reads the recorded keys and values for the positions before. Variants of one position share a batch through
-the model's own blocks: it grows as deeper variants join. Only the positions a metric reads are unembedded.
+A variant that first edits layer l at position t leaves everything before layer l, and every position before
+t, as the recorded run has it. So it starts from the recorded residual stream at layer l, holds only the
+positions from t on, and reads the recorded keys and values for the positions before. Variants of one position
+share a batch through the model's own blocks: it grows as deeper variants join. Only the positions a metric
+reads are unembedded.
 
-For state patching of all layers L and positions t >= b of a prompt of T tokens with S recorded rows, the work is
-about S (T-b)^2/2 x L^2/2 block-tokens, where full forwards take S (T-b) L x T L.
+For state patching of all layers L and positions t >= b of a prompt of T tokens with S recorded rows, the work
+is about S (T-b)^2/2 x L^2/2 block-tokens, where full forwards take S (T-b) L x T L.
 
-The numbers are those of full forwards up to the order of summation. A family whose blocks cannot be run this way is
-recognised by a self-test on the recorded run, and served by full forwards instead.
+The numbers are those of full forwards up to the order of summation. A family whose blocks cannot be run this
+way is recognised by a self-test on the recorded run, and served by full forwards instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.errors import BadInput
 from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, new_cache
-from assay.models.edits import Edit, at
+from assay.models.edits import Edit
 from assay.models.gauges import free_memory
 from assay.models.inputs import Batch
 from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
-from assay.models.sites import HEADED, canonical, split
+from assay.models.variants import Planned, SiteEdit, Variant, edits_at, groups, planned
+
+__all__ = ["Recording", "SiteEdit", "Variant", "default_rows", "partial_forward", "record"]
 
 MEMORY_BUDGET = 2**29
 """Bytes the rows of one pass may take by default; less where half of the free memory is less."""
 READOUT_ROWS = 256
+UNCALLABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration)
+"""What a block that leans on its model raises when it is called without it."""
 TOLERANCE = 2e-4
 """How far the self-test's residual stream may be from the recorded one, relative to its largest entry."""
-
-
-@dataclass(frozen=True, eq=False)
-class SiteEdit:
-    """One replacement in a variant.
-
-    Attributes:
-        site: a site inside a block: ``resid_pre.3``, ``resid_post.3``, ``mlp_out.2``, ``z.5``...
-        value: what to put there, broadcastable to (row, position, ...) of the recorded run's rows.
-        positions: where; ``None`` for every position.
-        head: which head, for q, k, v and z.
-    """
-
-    site: str
-    value: Tensor
-    positions: tuple[int, ...] | None = None
-    head: int | None = None
-
-
-Variant = tuple[SiteEdit, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +78,9 @@ class Recording:
         return self.blocks.readout(resid)
 
 
-def record(model: Model, inputs: Inputs, *, sites: Sequence[str] = (), edits: Mapping[str, Edit] | None = None) -> Recording:
+def record(
+    model: Model, inputs: Inputs, *, sites: Sequence[str] = (), edits: Mapping[str, Edit] | None = None
+) -> Recording:
     """Run the model once and keep what variants need.
 
     Args:
@@ -144,96 +131,57 @@ def partial_forward(
         The metric, (variant, row, ...), in the order of the variants.
 
     Raises:
-        BadInput: a site outside the blocks, a position or head out of range, or ``max_rows`` below one variant.
+        BadInput: no variants, a site outside the blocks, a position or head out of range, a value that does
+            not fit, or ``max_rows`` below one variant.
         MemoryError: a pass did not fit; the message says what to set.
     """
-    length, rows = recording.ids.shape[1], len(recording.ids)
+    rows, length = recording.ids.shape
+    if not positions or any(not -length <= p < length for p in positions):
+        raise BadInput(f"positions {tuple(positions)} are read; the prompt has {length}")
     read = [p % length for p in positions]
-    planned = [_plan(recording, variant, index) for index, variant in enumerate(variants)]
-    results: list[Tensor | None] = [None] * len(planned)
+    plan = planned(variants, len(recording.resid) - 1, length)
+    results: list[Tensor | None] = [None] * len(plan)
     size = max_rows if max_rows is not None else default_rows(recording)
     if size < rows:
         raise BadInput(f"max_rows={size} does not hold one variant of the {rows} recorded rows")
     run = _run_full if recording.fallback else _run_group
     with torch.no_grad():
-        for group in _groups(planned, size // rows):
-            try:
+        for group in groups(plan, size // rows):
+            with _memory_explained(len(group) * rows):
                 values = run(recording, group, metric, read)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(_too_large(len(group) * rows)) from error
-            for planned_variant, value in zip(group, values, strict=True):
-                results[planned_variant.index] = value
+            for variant, value in zip(group, values, strict=True):
+                results[variant.index] = value
     return torch.stack([value for value in results if value is not None])
 
 
 def default_rows(recording: Recording) -> int:
-    """Rows of one pass that fit the memory budget, by what a row holds at its widest: neurons, keys and values."""
-    block = recording.blocks.model.parts.blocks[0]
-    down = block.mlp_down
-    width = max(down.weight.shape) if down is not None and hasattr(down, "weight") else 4 * recording.resid[0].shape[-1]
-    length = recording.ids.shape[1]
+    """Rows of one pass that fit the budget, by what a row holds at its widest: neurons, keys and values."""
+    resid, down = recording.resid[0], recording.blocks.model.parts.blocks[0].mlp_down
+    width = max(down.weight.shape) if hasattr(down, "weight") else 4 * resid.shape[-1]
     stored = sum(part.shape[1] * part.shape[-1] for part in recording.cache[0]) if recording.cache else 0
-    bytes_a_row = length * (3 * width + 6 * recording.resid[0].shape[-1] + 3 * stored) * recording.resid[0].element_size()
-    return max(len(recording.ids), int(min(MEMORY_BUDGET, free_memory(recording.ids.device) // 2) // bytes_a_row))
+    row = resid.shape[1] * (3 * width + 6 * resid.shape[-1] + 3 * stored) * resid.element_size()
+    return max(len(resid), min(MEMORY_BUDGET, free_memory(resid.device) // 2) // row)
 
 
-@dataclass(frozen=True, eq=False)
-class _Planned:
-    """A variant with the layer and position it starts at; layer L stands for the end of the last block."""
-
-    index: int
-    layer: int
-    position: int
-    edits: tuple[tuple[str, int, SiteEdit], ...]
-
-
-def _plan(recording: Recording, variant: Variant, index: int) -> _Planned:
-    layers, length = len(recording.resid) - 1, recording.ids.shape[1]
-    edits: list[tuple[str, int, SiteEdit]] = []
-    for edit in variant:
-        name, layer = split(canonical(edit.site))
-        if layer is None or name == "pattern":
-            raise BadInput(f"variant {index} edits {edit.site!r}; partial forwards edit residual and module sites of blocks")
-        if layer >= layers:
-            raise BadInput(f"variant {index} edits {edit.site!r}; the model has layers 0 to {layers - 1}")
-        if any(not -length <= p < length for p in edit.positions or ()):
-            raise BadInput(f"variant {index} edits positions {edit.positions}; the prompt has {length}")
-        if edit.head is not None and name not in HEADED:
-            raise BadInput(f"variant {index} gives a head for {edit.site!r}, which has none; heads are axes of {HEADED[:-1]}")
-        if name == "resid_post":  # leaving block l is entering block l + 1
-            name, layer = "resid_pre", layer + 1
-        edits.append((name, layer, edit))
-    if not edits:
-        raise BadInput(f"variant {index} has no edits")
-    first = min(min((p % length for p in edit.positions), default=0) if edit.positions else 0 for _, _, edit in edits)
-    return _Planned(index, min(layer for _, layer, _ in edits), first, tuple(edits))
-
-
-def _groups(planned: Sequence[_Planned], size: int) -> list[list[_Planned]]:
-    """Variants that share a first position, shallowest first, at most ``size`` at a time."""
-    ordered = sorted(planned, key=lambda p: (p.position, p.layer))
-    groups: list[list[_Planned]] = []
-    for variant in ordered:
-        if groups and groups[-1][0].position == variant.position and len(groups[-1]) < size:
-            groups[-1].append(variant)
-        else:
-            groups.append([variant])
-    return groups
-
-
-def _run_group(recording: Recording, group: list[_Planned], metric: Callable[[Tensor], Tensor], read: list[int]) -> Tensor:
+def _run_group(
+    recording: Recording, group: list[Planned], metric: Callable[[Tensor], Tensor], read: list[int]
+) -> Tensor:
     start, layers = group[0].position, len(recording.resid) - 1
     calls = recording.blocks.calls(recording.ids[0, start:], start)
-    cache = PrefixCache([PrefixLayer(k[..., :start, :], v[..., :start, :], start) for k, v in recording.cache])
-    resid = _run_blocks(recording, group, calls, cache)
-    ends = [resid[:, p - start] if p >= start else _repeated(recording.resid[layers][:, p], len(group)) for p in read]
+    resid = _run_blocks(recording, group, calls, _prefix(recording, start))
+    ends = [
+        resid[:, p - start] if p >= start else _repeated(recording.resid[layers][:, p], len(group))
+        for p in read
+    ]
     return _measure(recording, torch.stack(ends, 1), len(group), metric)
 
 
-def _run_blocks(recording: Recording, group: list[_Planned], calls: Sequence[BlockCall], cache: PrefixCache) -> Tensor:
-    """Take a group through the blocks, each variant joining at its layer; (variant x row, pos, d_model) at the end."""
+def _run_blocks(
+    recording: Recording, group: list[Planned], calls: Sequence[BlockCall], cache: PrefixCache
+) -> Tensor:
+    """Take a group through the blocks, each variant joining at its layer: (variant x row, pos, d_model)."""
     start, layers = group[0].position, len(recording.resid) - 1
-    active: list[_Planned] = []
+    active: list[Planned] = []
     resid: Tensor | None = None
     for layer in range(group[0].layer, layers + 1):
         joining = [variant for variant in group if variant.layer == layer]
@@ -242,7 +190,7 @@ def _run_blocks(recording: Recording, group: list[_Planned], calls: Sequence[Blo
             resid = fresh if resid is None else torch.cat([resid, fresh])
             active += joining
         assert resid is not None  # the first layer of the range is the first variant's
-        edits = _edits_at(layer, active, recording)
+        edits = edits_at(layer, active, len(recording.ids), start)
         if "resid_pre" in edits:
             resid = edits.pop("resid_pre")(resid)
         if layer < layers:
@@ -253,41 +201,15 @@ def _run_blocks(recording: Recording, group: list[_Planned], calls: Sequence[Blo
     return resid
 
 
-def _edits_at(layer: int, active: list[_Planned], recording: Recording) -> dict[str, Callable[[Tensor], Tensor]]:
-    """For each site of a layer that some active variant edits, the function that edits the rows of those variants."""
-    rows, length, start = len(recording.ids), recording.ids.shape[1], active[0].position
-    found: dict[str, list[tuple[slice, list[int] | slice, SiteEdit]]] = {}
-    for place, variant in enumerate(active):
-        for name, at_layer, edit in variant.edits:
-            if at_layer == layer:
-                where = [p % length - start for p in edit.positions] if edit.positions else slice(None)
-                found.setdefault(name, []).append((slice(place * rows, (place + 1) * rows), where, edit))
-
-    def edited(places: list[tuple[slice, list[int] | slice, SiteEdit]]) -> Callable[[Tensor], Tensor]:
-        def apply(tensor: Tensor) -> Tensor:
-            result = tensor.clone()
-            for chosen, where, edit in places:
-                if edit.head is None:
-                    result[chosen, where] = edit.value.to(result)
-                else:
-                    result[chosen, where, edit.head] = edit.value.to(result)
-            return result
-
-        return apply
-
-    return {name: edited(places) for name, places in found.items()}
-
-
-def _run_full(recording: Recording, group: list[_Planned], metric: Callable[[Tensor], Tensor], read: list[int]) -> Tensor:
+def _run_full(
+    recording: Recording, group: list[Planned], metric: Callable[[Tensor], Tensor], read: list[int]
+) -> Tensor:
     """The same variants by full forwards, for families whose blocks cannot continue a prefix."""
     rows, layers = len(recording.ids), len(recording.resid) - 1
-    edits: dict[str, list[Edit]] = {"embed": [_repeated(recording.embed, len(group))]}
-    for place, variant in enumerate(group):
-        for name, layer, edit in variant.edits:
-            site = f"resid_post.{layers - 1}" if (name, layer) == ("resid_pre", layers) else f"{name}.{layer}"
-            where = range(place * rows, (place + 1) * rows)
-            value = edit.value if edit.head is None else edit.value.unsqueeze(2)
-            edits.setdefault(site, []).append(at(value, rows=where, positions=edit.positions, heads=edit.head))
+    edits: dict[str, Edit] = {"embed": _repeated(recording.embed, len(group))}
+    for layer in range(layers + 1):
+        for name, edit in edits_at(layer, group, rows, 0).items():
+            edits[f"{name}.{layer}" if layer < layers else f"resid_post.{layers - 1}"] = edit
     last = f"resid_post.{layers - 1}"
     repeated = Batch(_repeated(recording.ids, len(group)))
     captured, _ = forward(recording.blocks.model, repeated, edits, [last])
@@ -308,24 +230,34 @@ def _measure(recording: Recording, ends: Tensor, variants: int, metric: Callable
 
 
 def _self_test(recording: Recording) -> str:
-    """Continue the recorded run from its own middle; an empty string where that reproduces it, else why not."""
+    """Continue the recorded run from its middle: an empty string where that reproduces it, else why not.
+
+    The last row is continued with what the blocks are called with in the first: a family that hands its
+    blocks more of the tokens than the residual stream is found out where the rows' tokens differ.
+    """
     length, layers = recording.ids.shape[1], len(recording.resid) - 1
     if len(recording.cache) != layers:
         return f"{len(recording.cache)} of {layers} blocks keep keys and values"
-    start, one = length // 2, recording.rows(0, 1)
+    start, one = length // 2, recording.rows(len(recording.ids) - 1, len(recording.ids))
     try:
         with torch.no_grad():
-            calls = one.blocks.calls(one.ids[0, start:], start)
-            cache = PrefixCache([PrefixLayer(k[..., :start, :], v[..., :start, :], start) for k, v in one.cache])
+            calls, cache = one.blocks.calls(recording.ids[0, start:], start), _prefix(one, start)
             resid = one.resid[0][:, start:]
             for call in calls:
                 resid = call(resid, cache)
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, StopIteration) as error:
+    except UNCALLABLE as error:
         return f"its blocks cannot be called on their own ({type(error).__name__}: {error})"
     expected = one.resid[layers][:, start:]
     error = float((resid - expected).abs().max() / expected.abs().max())
     tolerance = TOLERANCE if expected.dtype in (torch.float32, torch.float64) else 5e-2
-    return "" if error <= tolerance else f"continuing a prefix changes its residual stream by {error:.1e} of its largest entry"
+    if error <= tolerance:
+        return ""
+    return f"continuing a prefix changes its residual stream by {error:.1e} of its largest entry"
+
+
+def _prefix(recording: Recording, stop: int) -> PrefixCache:
+    """The recorded keys and values before a position."""
+    return PrefixCache([PrefixLayer(k[..., :stop, :], v[..., :stop, :], stop) for k, v in recording.cache])
 
 
 def _unpadded(model: Model, inputs: Inputs) -> Batch:
@@ -333,7 +265,9 @@ def _unpadded(model: Model, inputs: Inputs) -> Batch:
 
     made = batch(model, inputs)  # type: ignore[arg-type]
     if made.attention_mask is not None:
-        raise BadInput("the prompts have different numbers of tokens; partial forwards pair positions, so make them equal")
+        raise BadInput(
+            "the prompts have different numbers of tokens; partial forwards pair positions, make them equal"
+        )
     return made
 
 
@@ -341,5 +275,14 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor.expand(times, *tensor.shape).reshape(times * len(tensor), *tensor.shape[1:])
 
 
-def _too_large(rows: int) -> str:
-    return f"a pass of {rows} rows did not fit in memory; set max_rows to {max(1, rows // 2)} or less"
+@contextmanager
+def _memory_explained(rows: int) -> Iterator[None]:
+    """Turn the allocator's error, on a graphics card or on a processor, into one that says what to set."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"a pass of {rows} rows did not fit in memory; set max_rows to {max(1, rows // 2)} or less"
+        ) from error

@@ -1,8 +1,8 @@
 """Attention patterns, recomputed from the queries and keys the module itself hands to its attention kernel.
 
 Fused kernels never hold the pattern. Every attention implementation of PyTorch and transformers goes through
-``scaled_dot_product_attention`` or a softmax over (batch, head, query, key) scores, so watching those two calls
-inside an attention module serves every family, and leaves the kernel's own arithmetic as it is.
+``scaled_dot_product_attention`` or a softmax over (batch, head, query, key) scores, so watching those two
+calls inside an attention module serves every family, and leaves the kernel's own arithmetic as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,9 @@ class AttentionPatterns(TorchFunctionMode):
         elif func in SOFTMAX and args[0].ndim in SCORES_NDIM:
             self._inside = []
             result = func(*args, **kwargs)
-            whole = result.view(self._rows, -1, *result.shape[-2:])  # XGLM's kernel has batch and heads in one axis
+            whole = result.view(
+                self._rows, -1, *result.shape[-2:]
+            )  # XGLM's kernel has batch and heads in one axis
             keys = whole.shape[-1] - (whole.shape[-1] - whole.shape[-2] == 1)  # a sink is one key more
             changed = self._visit(names, whole[..., :keys])
             if self._replaces(names):
@@ -145,7 +147,11 @@ def attention_pattern(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -torch.inf)
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return F.softmax(scores, dim=-1)
 
 

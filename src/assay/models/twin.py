@@ -12,8 +12,9 @@ from assay.models.model import Model
 def untrained_twin(model: Model, *, seed: int = 0) -> Model:
     """Make a baseline model: every weight matrix redrawn at its own scale.
 
-    Matrices are Gaussian with the standard deviation they have; vectors (norm weights, biases) have their entries
-    shuffled. So the sizes of activations stay what they are, and what the weights say is gone. Tied weights stay tied.
+    Matrices are Gaussian with the standard deviation they have; vectors (norm weights, biases) have their
+    entries shuffled. So the sizes of activations stay what they are, and what the weights say is gone. Tied
+    weights stay tied.
 
     Args:
         model: the model; it is copied, not changed.
