@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,6 +17,7 @@ import assay
 from assay.errors import BadInput
 from assay.models import loading
 from assay.models.model import Model
+from families import FAMILIES
 
 IDS = torch.arange(3, 20)[None]
 

@@ -1,13 +1,12 @@
-"""Slow twins for GGUF: one block at a time in plain Python, and a writer for small files.
+"""Slow twin of the GGUF de-quantiser: one block at a time in plain Python.
 
 The loops follow the block structures of ggml-common.h value by value. Arithmetic is in float32, each
 operation rounded once, so the vectorised decoder must give the same bits.
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -176,79 +175,12 @@ def slow_dequantise(packed: bytes, kind: int) -> np.ndarray:
     return np.array([value for block in blocks for value in slow.decode(block)], np.float32)
 
 
-class Packed(NamedTuple):
-    """A tensor as a file holds it: shape in torch order, ggml's type number, bytes."""
-
-    shape: tuple[int, ...]
-    kind: int
-    data: bytes
-
-
-class Typed(NamedTuple):
-    """A metadata value with its GGUF type number, for the types Python does not tell apart."""
-
-    kind: int
-    value: Any
-
-
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
-def plain(values: np.ndarray) -> Packed:
-    """An array as an F32 tensor."""
-    return Packed(values.shape, 0, np.ascontiguousarray(values, "<f4").tobytes())
-
-
-def write_gguf(
-    path: Path,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, Packed],
-    *,
-    version: int = 3,
-    alignment: int = 32,
-) -> Path:
-    """Write a small GGUF file."""
-    if alignment != 32:
-        metadata = {"general.alignment": alignment, **metadata}
-    head = struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(metadata))
-    for key, value in metadata.items():
-        typed = typed_value(value)
-        head += text(key) + struct.pack("<I", typed.kind) + encode(typed)
-    data = b""
-    for name, tensor in tensors.items():
-        head += text(name) + struct.pack(
-            f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape)
-        )
-        head += struct.pack("<IQ", tensor.kind, len(data))
-        data += tensor.data + b"\0" * (-len(tensor.data) % alignment)
-    path.write_bytes(head + b"\0" * (-len(head) % alignment) + data)
-    return path
-
-
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def typed_value(value: Any) -> Typed:
-    if isinstance(value, Typed):
-        return value
-    if isinstance(value, bool):
-        return Typed(7, value)
-    if isinstance(value, int):
-        return Typed(4, value)
-    if isinstance(value, float):
-        return Typed(6, value)
-    if isinstance(value, str):
-        return Typed(8, value)
-    return Typed(9, value)
-
-
-def encode(typed: Typed) -> bytes:
-    if typed.kind == 8:
-        return text(typed.value)
-    if typed.kind != 9:
-        return struct.pack(f"<{SCALARS[typed.kind]}", typed.value)
-    items: Sequence[Typed] = [typed_value(item) for item in typed.value]
-    head = struct.pack("<IQ", items[0].kind if items else 4, len(items))
-    return head + b"".join(encode(item) for item in items)
+def random_blocks(kind: int, n: int, seed: int) -> bytes:
+    """Random bytes whose half-precision scales are finite."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (n, SLOW[kind].n_bytes), dtype=np.uint8)
+    for start in SLOW[kind].halves:
+        blocks[:, start : start + 2] = rng.normal(size=(n, 1)).astype("<f2").view(np.uint8)
+    if kind in (0, 30):
+        blocks[:, -1] &= 0xBF  # an exponent that is not all ones
+    return blocks.tobytes()
