@@ -10,8 +10,22 @@ import xarray as xr
 from assay.estimates.checks import Check
 
 CHECKS = [
-    Check("A201", "corruption changes nothing", "fail", 0.001, "The corrupted run keeps 0.99 of the probability.", "Raise noise."),
-    Check("A202", "few noise samples", "warn", 3.0, "3 noise samples give wide intervals.", "Set noise_samples=10."),
+    Check(
+        "A201",
+        "corruption changes nothing",
+        "fail",
+        0.001,
+        "The corrupted run keeps 0.99 of the probability.",
+        "Raise noise.",
+    ),
+    Check(
+        "A202",
+        "few noise samples",
+        "warn",
+        3.0,
+        "3 noise samples give wide intervals.",
+        "Set noise_samples=10.",
+    ),
     Check("A203", "cells before the subject move", "pass", 0.0, "They equal the corrupted run to 0.0."),
 ]
 MANIFEST = {

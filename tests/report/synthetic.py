@@ -11,7 +11,8 @@ PASSAGE = (
 )  # fmt: skip
 SUBJECT = (3, 4, 5)
 HOSTILE = (
-    "</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", '"\'`${1}', "\\u0041\\",
+    "</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>",
+    "\"'`${1}", "\\u0041\\",
     "\x00\x1b\n\t", "\u202egnp.exe", "\u2066x\u2069", "👩‍👩‍👧", "\u0301", "=1+1", "&lt;", "\u2028", "x" * 300,
 )  # fmt: skip
 
@@ -23,7 +24,9 @@ def lens(tokens: Sequence[str] = PASSAGE, n_layers: int = 6, top_k: int = 5, see
     depth = np.linspace(0.0, 1.0, n_rows)[:, None]
     arrival = np.where(rng.uniform(size=n_positions) < 0.2, 2.5, rng.uniform(0.3, 1.2, n_positions))[None, :]
     sure = 1 / (1 + np.exp(-8 * (depth - arrival)))
-    top = sure[..., None] * 0.7 ** np.arange(top_k) * 0.3 + 0.01 * rng.uniform(0.5, 1, (n_rows, n_positions, top_k))
+    top = sure[..., None] * 0.7 ** np.arange(top_k) * 0.3 + 0.01 * rng.uniform(
+        0.5, 1, (n_rows, n_positions, top_k)
+    )
     top[..., 0] = 0.02 + 0.9 * sure
     top = -np.sort(-top, axis=-1)
     target_rank = np.where(sure > 0.5, 0, (1 + 20000 * (1 - sure) ** 6).astype(np.int64))
@@ -114,7 +117,12 @@ def neurons(tokens: Sequence[str] = PASSAGE, n_layers: int = 6, seed: int = 2) -
     n_positions, n_top, n_exact = len(tokens), 5, 8
     depth = np.linspace(-4, 0, n_layers)[:, None] + np.linspace(-1, 0, n_positions)[None, :]
     importance = 10 ** (depth - 2 + 0.3 * rng.standard_normal(depth.shape))
-    shares = rng.choice([-1, 1], (n_layers, n_positions, n_top)) * importance[..., None] * 40 * 0.7 ** np.arange(n_top)
+    shares = (
+        rng.choice([-1, 1], (n_layers, n_positions, n_top))
+        * importance[..., None]
+        * 40
+        * 0.7 ** np.arange(n_top)
+    )
     grid = ("layer", "position")
     return xr.Dataset(
         {
@@ -141,7 +149,9 @@ def neurons(tokens: Sequence[str] = PASSAGE, n_layers: int = 6, seed: int = 2) -
     )
 
 
-def survey(tokens: Sequence[str] = PASSAGE, n_layers: int = 6, subject: Sequence[int] = SUBJECT) -> xr.Dataset:
+def survey(
+    tokens: Sequence[str] = PASSAGE, n_layers: int = 6, subject: Sequence[int] = SUBJECT
+) -> xr.Dataset:
     """The three of one passage in one flat dataset, as `assay.activations.survey` makes it."""
     parts = {
         "lens": lens(tokens, n_layers),
@@ -152,5 +162,7 @@ def survey(tokens: Sequence[str] = PASSAGE, n_layers: int = 6, subject: Sequence
         part.rename({name: f"{prefix}.{name}" for name in {*part.variables, *part.dims}})
         for prefix, part in parts.items()
     ]
-    attrs = {f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.attrs.items()}
+    attrs = {
+        f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.attrs.items()
+    }
     return xr.merge(renamed, combine_attrs="drop").assign_attrs(attrs | {"model": "synthetic"})

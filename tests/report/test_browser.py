@@ -14,7 +14,9 @@ from report import synthetic
 from report.results import SyntheticResult
 
 pytestmark = pytest.mark.browser
-SIGNALS = "page.sections[0].linked.map(f => [f.view.signal('cursor_position'), f.view.signal('cursor_layer')])"
+SIGNALS = (
+    "page.sections[0].linked.map(f => [f.view.signal('cursor_position'), f.view.signal('cursor_layer')])"
+)
 DRAWN = "document.documentElement.dataset.drawn === 'yes'"
 
 
@@ -34,7 +36,11 @@ class Visit:
 
     def cell(self, figure: int, row: int) -> tuple[float, float]:
         """Middle of one cell of a figure, in pixels of the window."""
-        cells = self.page.locator(f"[data-figure='{figure}'] .view .mark-rect.layer_0_marks path")
+        cells = (
+            self.page.locator(f"[data-figure='{figure}'] .view")
+            .locator(".mark-rect.role-mark")
+            .first.locator("path")
+        )
         box = cells.nth(row).bounding_box()
         assert box is not None
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -42,13 +48,17 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def survey_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(SyntheticResult(synthetic.survey(), "survey"), tmp_path_factory.mktemp("survey") / "r.html")
+    return write_report(
+        SyntheticResult(synthetic.survey(), "survey"), tmp_path_factory.mktemp("survey") / "r.html"
+    )
 
 
 @pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = synthetic.HOSTILE
-    dataset = synthetic.survey(tokens).assign_attrs({"trace.answer": tokens[0], "trace.subject": tokens[1], "model": tokens[0]})
+    dataset = synthetic.survey(tokens).assign_attrs(
+        {"trace.answer": tokens[0], "trace.subject": tokens[1], "model": tokens[0]}
+    )
     result = SyntheticResult(dataset, "survey")
     result.manifest["settings"] = {"text": "".join(tokens)}
     return write_report(result, tmp_path_factory.mktemp("hostile") / "r.html")
@@ -74,7 +84,9 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
         context.close()
 
 
-def test_opens_from_a_file_with_no_request_and_no_complaint(survey_page: Path, visit: Callable[..., Visit]) -> None:
+def test_opens_from_a_file_with_no_request_and_no_complaint(
+    survey_page: Path, visit: Callable[..., Visit]
+) -> None:
     opened = visit(survey_page)
     assert opened.requests == [survey_page.as_uri()]
     assert opened.complaints == []
@@ -115,7 +127,9 @@ def test_arrow_keys_walk_over_tokens_and_layers(survey_page: Path, visit: Callab
     first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft"):
         opened.page.keyboard.press(key)
-    assert opened.marks() == [[0, 1]] * 3  # the first press marks the first cell; -1 is the layer before block 0
+    assert (
+        opened.marks() == [[0, 1]] * 3
+    )  # the first press marks the first cell; -1 is the layer before block 0
     opened.page.keyboard.press("ArrowRight")
     opened.marks()
     assert opened.page.evaluate("document.activeElement.dataset.position") == "1"
@@ -125,7 +139,9 @@ def test_arrow_keys_walk_over_tokens_and_layers(survey_page: Path, visit: Callab
     assert "pinned" in opened.page.locator(".readout").inner_text()
 
 
-def test_the_orientation_switch_turns_all_figures_and_the_keys(survey_page: Path, visit: Callable[..., Visit]) -> None:
+def test_the_orientation_switch_turns_all_figures_and_the_keys(
+    survey_page: Path, visit: Callable[..., Visit]
+) -> None:
     opened = visit(survey_page, "#token=3&layer=2")
     tall = opened.page.locator("[data-figure='1'] .view svg").bounding_box()
     opened.page.get_by_role("button", name="→ right").click()
@@ -147,7 +163,9 @@ def test_a_copied_address_shows_the_same(survey_page: Path, visit: Callable[...,
 
 
 @pytest.mark.parametrize("fragment", ["#token=9999&layer=-7", "#token=<b>&layer=x", "#result=5&token=1"])
-def test_an_address_that_means_nothing_marks_nothing(survey_page: Path, visit: Callable[..., Visit], fragment: str) -> None:
+def test_an_address_that_means_nothing_marks_nothing(
+    survey_page: Path, visit: Callable[..., Visit], fragment: str
+) -> None:
     opened = visit(survey_page, fragment)
     assert opened.marks() == [[None, None]] * 3
     assert opened.complaints == []
@@ -171,7 +189,9 @@ def test_the_page_follows_the_system_theme_and_its_own_switch(
     opened.page.get_by_role("button", name=other, exact=True).click()
     opened.page.wait_for_function(DRAWN)
     assert opened.page.evaluate(ground) == colours[other]
-    assert colours[other] in opened.page.locator(".view svg").first.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert colours[other] in opened.page.locator(".view svg").first.evaluate(
+        "e => getComputedStyle(e).backgroundColor"
+    )
 
 
 def test_hostile_tokens_are_inert_and_visible(hostile_page: Path, visit: Callable[..., Visit]) -> None:
@@ -191,7 +211,9 @@ def test_hostile_tokens_are_inert_and_visible(hostile_page: Path, visit: Callabl
     assert not set(text) & set("\u202e\u2066\u2069\x00\x1b")
 
 
-def test_the_table_behind_a_figure_names_its_rows_and_columns(survey_page: Path, visit: Callable[..., Visit]) -> None:
+def test_the_table_behind_a_figure_names_its_rows_and_columns(
+    survey_page: Path, visit: Callable[..., Visit]
+) -> None:
     opened = visit(survey_page, "#token=3&layer=2")
     details = opened.page.locator("[data-figure='1'] details.table")
     details.locator("summary").click()
@@ -224,7 +246,9 @@ def test_the_csv_holds_the_numbers_of_the_figure(hostile_page: Path, visit: Call
 
 
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<svg"), ("png", b"\x89PNG")])
-def test_a_figure_can_be_saved_from_the_page(survey_page: Path, visit: Callable[..., Visit], kind: str, start: bytes) -> None:
+def test_a_figure_can_be_saved_from_the_page(
+    survey_page: Path, visit: Callable[..., Visit], kind: str, start: bytes
+) -> None:
     opened = visit(survey_page)
     with opened.page.expect_download() as started:
         opened.page.locator(f"[data-figure='1'] [data-save={kind}]").click()
@@ -232,9 +256,7 @@ def test_a_figure_can_be_saved_from_the_page(survey_page: Path, visit: Callable[
     assert Path(started.value.path()).read_bytes().startswith(start)
 
 
-def test_sixty_tokens_and_thirty_layers_stay_responsive(
-    tmp_path: Path, visit: Callable[..., Visit]
-) -> None:
+def test_sixty_tokens_and_thirty_layers_stay_responsive(tmp_path: Path, visit: Callable[..., Visit]) -> None:
     tokens = (synthetic.PASSAGE * 4)[:60]
     path = write_report(SyntheticResult(synthetic.survey(tokens, 30), "survey"), tmp_path / "r.html")
     assert path.stat().st_size < 3_000_000

@@ -20,6 +20,7 @@ from assay.report.text import visible
 from assay.report.theme import MODES, config, plain_values
 
 _SCRIPTS = ("cursor.js", "views.js", "figure.js", "readout.js", "page.js")
+_EXPORTS = "window.vegaEmbed = vegaEmbed;"
 _VERDICTS = ("fail", "warn", "pass")
 _UNWRITTEN = {"units", "attempts"}  # long, and of no use to a reader of the page; the run folder has them
 
@@ -95,7 +96,9 @@ def _tokens(linked: Sequence[Figure]) -> list[str]:
     texts: dict[int, str] = {}
     for figure in linked:
         named = figure.frame.drop_duplicates("position")
-        texts |= {int(place): str(text) for place, text in zip(named["position"], named["token"], strict=True)}
+        texts |= {
+            int(place): str(text) for place, text in zip(named["position"], named["token"], strict=True)
+        }
     return [texts[place] for place in sorted(texts)]
 
 
@@ -110,11 +113,13 @@ def _strip(tokens: Sequence[str], linked: Sequence[Figure]) -> list[dict[str, An
 
 
 def _embedded(figure: Figure, tables: dict[str, Any]) -> dict[str, Any]:
-    """Write a figure for the page's script; rows go to the tables of its section, where each variant finds them."""
+    """Write a figure for the page's script; its rows go to the tables, where each variant finds them."""
     tables[figure.name] = {
         str(name): plain_values(figure.frame[name].to_numpy()) for name in figure.frame.columns
     }
-    ways: Sequence[Mapping[str, Any]] = [{"orientation": way} for way in ORIENTATIONS] if figure.linked else [{}]
+    ways: Sequence[Mapping[str, Any]] = (
+        [{"orientation": way} for way in ORIENTATIONS] if figure.linked else [{}]
+    )
     return {
         "name": figure.name,
         "linked": figure.linked,
@@ -159,14 +164,18 @@ def embedded_json(value: object) -> str:
 def _vega() -> str:
     """Give Vega, Vega-Lite and Vega-Embed as one script, in the version the charts are written for."""
     version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
-    bundle = vl_convert.javascript_bundle(vl_version=version)
+    bundle = vl_convert.javascript_bundle(_EXPORTS, vl_version=version)
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((resources.files("assay.report") / "template.html.j2").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(
+        (resources.files("assay.report") / "template.html.j2").read_text(encoding="utf-8")
+    )
 
 
 def _asset(name: str) -> str:

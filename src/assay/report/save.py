@@ -27,7 +27,7 @@ def save_figures(
     Args:
         result: what to draw.
         folder: where the files go; it is made when missing.
-        formats: some of ``"pdf"``, ``"svg"``, ``"png"`` (3 pixels to the unit) and ``"csv"`` (one file a figure).
+        formats: some of ``"pdf"``, ``"svg"``, ``"png"`` (3 pixels to the unit) and ``"csv"`` (one a figure).
         orientation: which way layers run, for layer-by-token figures.
 
     Returns:
@@ -50,9 +50,13 @@ def save_figures(
             way = {"orientation": orientation} if figure.linked else {}
             spec = figure.chart(**options, **way).to_json()
             stem = f"{figure.name}-{label}" if len(figure.variants) > 1 else figure.name
-            written += [_write(target / f"{stem}.{kind}", _drawn(spec, kind)) for kind in formats if kind != "csv"]
+            written += [
+                _write(target / f"{stem}.{kind}", _drawn(spec, kind)) for kind in formats if kind != "csv"
+            ]
         if "csv" in formats:
-            written.append(_write(target / f"{figure.name}.csv", _inert(figure.frame).to_csv(index=False).encode()))
+            written.append(
+                _write(target / f"{figure.name}.csv", _inert(figure.frame).to_csv(index=False).encode())
+            )
     return written
 
 

@@ -10,8 +10,8 @@ def visible(text: str, limit: int = 80, space: str = "·") -> str:
     """Write every character of a token so that it can be seen and cannot act on its surroundings.
 
     Spaces become ``·``, line ends ``↵``, tabs ``⇥``; controls, direction marks, zero-width, private and
-    unassigned characters become ``⟨U+202E⟩``; a leading combining mark gets a dotted circle to sit on. Everything
-    else stays as it is.
+    unassigned characters become ``⟨U+202E⟩``; a leading combining mark gets a dotted circle to sit on.
+    Everything else stays as it is.
 
     Args:
         text: the text of one token.
@@ -21,7 +21,9 @@ def visible(text: str, limit: int = 80, space: str = "·") -> str:
     Returns:
         The visible text; ``∅`` for an empty token.
     """
-    shown = "".join(space if character == " " else _visible_character(character) for character in text[: limit + 1])
+    shown = "".join(
+        space if character == " " else _visible_character(character) for character in text[: limit + 1]
+    )
     if text and unicodedata.combining(text[0]):
         shown = "◌" + shown
     if len(shown) > limit:

@@ -16,8 +16,8 @@ ACCENT = {"light": "#b84a00", "dark": "#ffb454"}
 CURSOR = {"light": "#d6006c", "dark": "#ff7ac2"}
 """The marked token and layer; darker or lighter than every neighbour in either ramp."""
 
-# Monotone in lightness, so that they survive grey printing and every kind of colour blindness; the low end fades
-# into the page in both modes.
+# Monotone in lightness, so that they survive grey printing and every kind of colour blindness; the low end
+# fades into the page in both modes.
 _SEQUENTIAL = {
     "light": ["#f7fbf2", "#d3ead6", "#9ed3c7", "#5db1bf", "#3287b3", "#285a9c", "#20306e"],
     "dark": ["#1b1d2e", "#3b2f63", "#3b528b", "#2c7a8e", "#21a685", "#7ad151", "#fde725"],
@@ -44,7 +44,7 @@ def config(mode: Mode) -> dict[str, Any]:
     """
     ink, faint, accent, cursor = _INK[mode], _FAINT[mode], ACCENT[mode], CURSOR[mode]
     return {
-        "aria": False,  # a label on each of thousands of cells drowns a screen reader; a table stands behind each figure
+        "aria": False,  # a label on each of thousands of cells drowns a screen reader; figures have tables
         "background": _PAGE[mode],
         "font": FONT,
         "axis": {
@@ -96,7 +96,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain_values(values: np.ndarray) -> list[Any]:
-    """Write one column as JSON-safe values: six significant digits, ``None`` for what is not a finite number."""
+    """Write one column as JSON-safe values: six significant digits, ``None`` for what is not finite."""
     if values.dtype.kind == "f":
         return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if np.isfinite(value) else None for value in values]
     return values.tolist()

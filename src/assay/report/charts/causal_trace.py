@@ -43,7 +43,9 @@ def chart(
     """
     kinds = [str(name) for name in dataset["kind"].values]
     if kind not in {*kinds, "all"}:
-        raise BadInput(f"kind={kind!r} was not traced: this trace has {', '.join(kinds)}; 'all' shows every one.")
+        raise BadInput(
+            f"kind={kind!r} was not traced: this trace has {', '.join(kinds)}; 'all' shows every one."
+        )
     cells = frame(dataset)
     shown = kinds if kind == "all" else [kind]
     panels = [panel(dataset, cells, kind=name, orientation=orientation, blocks=blocks) for name in shown]
@@ -59,7 +61,7 @@ def panel(
     orientation: Orientation = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart:
-    """Draw one kind of the trace from its table without a configuration, to be put beside others; see `chart`."""
+    """Draw one kind of the trace from its table, without a configuration, to be put beside others."""
     answer, corrupted = visible(str(dataset.attrs["answer"])), float(dataset["p_corrupted"])
     tokens = cells.drop_duplicates("position").sort_values("position")
     subject = tokens.loc[tokens["is_subject"], "position"]
@@ -76,9 +78,10 @@ def panel(
         scale=alt.Scale(domain=[corrupted, highest], clamp=True),
         legend=alt.Legend(title=f"p({answer}) restored; low end: corrupted run", format=".2f"),
     )
-    clear = "datum.effect_low > 0 || datum.effect_high < 0"
+    clear = "!isValid(datum.effect_low) || datum.effect_low > 0 || datum.effect_high < 0"
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.kind === '{kind}'")
-    shown = "format(datum.effect, '+.4f') + ' ± ' + format(datum.effect_stderr, '.4f')"
+    spread = "isValid(datum.effect_stderr) ? ' ± ' + format(datum.effect_stderr, '.4f') : ''"
+    shown = f"format(datum.effect, '+.4f') + ({spread})"
     heat = base.transform_calculate(effect_shown=shown).mark_rect().encode(
         **grid.encoding(),
         color=fill,
@@ -90,7 +93,7 @@ def panel(
             alt.Tooltip("effect_shown:N", title="indirect effect ± stderr"),
         ],
     )  # fmt: skip
-    underline = grid.places(subject.tolist()).mark_rect(style="accent").encode(**_subject_bar(grid))
+    underline = grid.places(subject.tolist()).mark_rect(style="accent").encode(**grid.under_tokens())
     return grid.picture(
         heat,
         underline,
@@ -104,15 +107,15 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     cells = frame(dataset)
     kinds = [str(name) for name in dataset["kind"].values]
     answer, subject = (visible(str(dataset.attrs[name]), space=" ") for name in ("answer", "subject"))
+    clean, corrupted = float(dataset["p_clean"]), float(dataset["p_corrupted"])
     return [
         Figure(
             name=_TABLE,
             title="Causal trace",
             caption=(
-                f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and one place is put "
-                f"back to its clean value. Clean run: {float(dataset['p_clean']):.3g}; corrupted run: "
-                f"{float(dataset['p_corrupted']):.3g}, the low end of the colours. Corrupted tokens carry a bar; faded "
-                "cells are those whose effect has an interval that includes zero."
+                f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and "
+                f"one place is put back to its clean value. Clean run: {clean:.3g}; corrupted run: "
+                f"{corrupted:.3g}, the low end of the colours. Corrupted tokens carry a bar; faded cells are those whose effect has an interval that includes zero."
             ),
             draw=lambda kind, **options: panel(dataset, cells, kind=kind, blocks=blocks, **options),
             frame=cells,
@@ -149,39 +152,33 @@ def _flat(dataset: xr.Dataset, name: str) -> np.ndarray:
     return dataset[name].transpose("kind", "layer", "position").values.ravel()
 
 
-def _subject_bar(grid: Grid) -> dict[str, alt.X | alt.Y | alt.XValue | alt.YValue | alt.X2Value | alt.Y2Value]:
-    """Place a thin bar over the subject's cells, in the margin of the token axis."""
-    near, far = grid.margin()
-    if grid.orientation == "layers-down":
-        return {**grid.along_tokens(), "y": alt.value(near), "y2": alt.value(far)}
-    return {**grid.along_tokens(), "x": alt.value(near), "x2": alt.value(far)}
-
-
 def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say how much each run of corrupted subject tokens carries, against the other tokens of the passage."""
     state = dataset.sel(kind="state") if "state" in dataset["kind"].values else dataset.isel(kind=0)
-    effect = state["indirect_effect"].transpose("layer", "position").values
+    effect, stderr = (
+        state[name].transpose("layer", "position").values
+        for name in ("indirect_effect", "indirect_effect_stderr")
+    )
     is_subject = dataset["is_subject"].values.astype(bool)
-    texts = dataset["token"].values.astype(str)
-    tokens = [visible(str(text)) for text in texts]
-    answer, last = visible(str(dataset.attrs["answer"])), len(tokens) - 1
+    texts = [str(text) for text in dataset["token"].values]
+    answer, last = visible(str(dataset.attrs["answer"]), space=" "), len(texts) - 1
     others = [place for place in range(int(np.argmax(is_subject)), last) if not is_subject[place]]
-    elsewhere = float(np.median(effect[:, others].max(axis=0))) if others else float("nan")
-    found = []
+    found: list[Finding] = []
     for first, final in _runs(is_subject):
-        block, offset = np.unravel_index(np.argmax(effect[:, first : final + 1]), (len(effect), final + 1 - first))
-        place = first + int(offset)
-        stderr = float(state["indirect_effect_stderr"].transpose("layer", "position").values[block, place])
-        phrase = visible("".join(texts[first : final + 1]).strip(), space=" ")
-        found.append(
-            Finding(
-                f"To predict “{answer}” after “{tokens[last]}” (token {last}), the earlier “{phrase}” (tokens {first} to "
-                f"{final}) gives back up to {effect[block, place]:+.3f} ± {stderr:.3f} of the probability when restored (at "
-                f"“{tokens[place]}”, after block {int(block)}); the median other token since then, at most {elsewhere:+.3f}.",
-                position=place,
-                block=int(block),
-            )
+        within = effect[:, first : final + 1]
+        block, offset = (int(index) for index in np.unravel_index(np.argmax(within), within.shape))
+        place = first + offset
+        spread = f" ± {stderr[block, place]:.3f}" if np.isfinite(stderr[block, place]) else ""
+        name = visible("".join(texts[first : final + 1]).strip(), space=" ")
+        text = (
+            f"To predict “{answer}” after “{visible(texts[last])}” (token {last}), the earlier "
+            f"“{name}” (tokens {first} to {final}) gives back up to "
+            f"{effect[block, place]:+.3f}{spread} of the probability when restored (at “{visible(texts[place])}”, after block {block})"
         )
+        if others:
+            elsewhere = np.median(effect[:, others].max(axis=0))
+            text += f"; the median other token since then, at most {elsewhere:+.3f}"
+        found.append(Finding(f"{text}.", position=place, block=block))
     return found
 
 

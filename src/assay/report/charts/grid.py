@@ -1,12 +1,14 @@
 """Layer-by-token pictures: the two axes, which way the layers run, and the cursor all of them share.
 
-A linked picture has two Vega-Lite parameters, ``cursor_layer`` and ``cursor_position``. Whoever sets them (the
-report's script does, on every picture of a page) moves the outline over that layer and that token; nothing else is
-drawn again. Layers are named by block: ``l`` is the place after block ``l``, and -1 the place before the first.
+A linked picture has two Vega-Lite parameters, ``cursor_layer`` and ``cursor_position``. Whoever sets them
+(the report's script does, on every picture of a page) moves the outline over that layer and that token;
+nothing else is drawn again. Layers are named by block: ``l`` is the place after block ``l``, and -1 the
+place before the first.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import altair as alt
@@ -45,24 +47,26 @@ class Grid:
     def __post_init__(self) -> None:
         if self.orientation not in ORIENTATIONS:
             raise BadInput(
-                f"orientation={self.orientation!r} is not known: pass 'layers-down' (layers from top to bottom) "
-                "or 'layers-right' (layers from left to right)."
+                f"orientation={self.orientation!r} is not known: pass 'layers-down' (layers from top to "
+                "bottom) or 'layers-right' (layers from left to right)."
             )
 
     def encoding(self) -> dict[str, Any]:
         """Give the channels that place a cell: ``position`` on one axis and ``block`` on the other."""
-        return {**self.along_tokens(), **self.along_layers()}
+        return {**self.along_tokens, **self.along_layers}
 
+    @cached_property
     def along_tokens(self) -> dict[str, Any]:
-        """Give the token channel alone, for marks that belong to a token."""
+        """The token channel alone, for marks that belong to a token."""
         scale = alt.Scale(domain=list(range(len(self.tokens))), paddingInner=0, paddingOuter=0)
         if self.orientation == "layers-down":
             axis = self._token_axis(orient="top", angle=0 if self.column_width >= _READABLE_WIDTH else -90)
             return {"x": alt.X("position:O", scale=scale, axis=axis)}
         return {"y": alt.Y("position:O", scale=scale, axis=self._token_axis(orient="left", angle=0))}
 
+    @cached_property
     def along_layers(self) -> dict[str, Any]:
-        """Give the layer channel alone, for marks that belong to a layer."""
+        """The layer channel alone, for marks that belong to a layer."""
         scale = alt.Scale(domain=list(self.blocks), paddingInner=0, paddingOuter=0)
         label = "datum.value < 0 ? 'in' : datum.value"
         if self.orientation == "layers-down":
@@ -72,28 +76,29 @@ class Grid:
         return {"x": alt.X("block:O", scale=scale, axis=axis)}
 
     def beside_tokens(self) -> dict[str, Any]:
-        """Give the channel that puts a mark between the token axis and the first layer."""
+        """Place a mark between the token axis and the first layer, at its token."""
         side = "y" if self.orientation == "layers-down" else "x"
-        return {side: alt.value(-_MARGIN / 2)}
+        return {**self.along_tokens, side: alt.value(-_MARGIN / 2)}
+
+    def under_tokens(self) -> dict[str, Any]:
+        """Place a thin bar between the token axis and the first layer, as wide as its token."""
+        side = "y" if self.orientation == "layers-down" else "x"
+        return {**self.along_tokens, side: alt.value(2 - _MARGIN), f"{side}2": alt.value(5 - _MARGIN)}
 
     def places(self, positions: Sequence[int]) -> alt.Chart:
         """Begin a layer of one mark for each of some positions."""
         return alt.Chart(alt.InlineData(values=[{"position": int(position)} for position in positions]))
 
-    def margin(self) -> tuple[float, float]:
-        """Give the pixels, seen from the first layer, between which a bar beside a token is drawn."""
-        return -_MARGIN + 2.0, -_MARGIN + 5.0
-
-    def picture(self, *layers: alt.Chart, title: str, subtitle: str) -> alt.LayerChart:
+    def picture(self, *layers: Any, title: str, subtitle: str) -> Any:
         """Stack layers and the cursor into one picture of fixed cell size.
 
         Args:
-            *layers: the marks, lowest first.
+            *layers: Altair charts of one mark each, lowest first.
             title: what is shown.
             subtitle: how to read its marks.
 
         Returns:
-            A layered chart without a configuration, so that it can be put beside others.
+            A layered Altair chart without a configuration, so that it can be put beside others.
         """
         return alt.layer(
             *layers,
@@ -102,11 +107,6 @@ class Grid:
             title=alt.TitleParams(title, subtitle=subtitle),
             width=alt.Step(self.column_width),
             height=alt.Step(_ROW_HEIGHT),
-        ).add_params(
-            alt.param(name=f"{self.name}_tokens", value=list(self.tokens)),
-            alt.param(name=f"{self.name}_strong", value=sorted(self.strong)),
-            alt.param(name="cursor_layer", value=None),
-            alt.param(name="cursor_position", value=None),
         )
 
     def ink_over(self, field: str) -> alt.ExprRef:
@@ -132,9 +132,19 @@ class Grid:
     def _cursor(self) -> list[alt.Chart]:
         positions = alt.sequence(0, len(self.tokens), as_="position")
         blocks = alt.sequence(self.blocks[0], self.blocks[-1] + 1, as_="block")
-        token = alt.Chart(positions).transform_filter("datum.position === cursor_position")
+        parameters = {
+            f"{self.name}_tokens": list(self.tokens),
+            f"{self.name}_strong": sorted(self.strong),
+            "cursor_layer": None,
+            "cursor_position": None,
+        }
+        token = (
+            alt.Chart(positions)
+            .add_params(*(alt.param(name=name, value=value) for name, value in parameters.items()))
+            .transform_filter("datum.position === cursor_position")
+        )
         layer = alt.Chart(blocks).transform_filter("datum.block === cursor_layer")
         return [
-            token.mark_rect(style="cursor", filled=False).encode(**self.along_tokens()),
-            layer.mark_rect(style="cursor", filled=False).encode(**self.along_layers()),
+            token.mark_rect(style="cursor", filled=False).encode(**self.along_tokens),
+            layer.mark_rect(style="cursor", filled=False).encode(**self.along_layers),
         ]

@@ -1,4 +1,4 @@
-"""Logit lens: the top token after every block, coloured by how sure, how spread, how far or how wrong it is."""
+"""Logit lens: the top token after every block, coloured by how sure, spread, far or wrong it is."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,9 @@ _QUANTITIES: dict[str, _Quantity] = {
     "probability": _Quantity("top_1_probability", "probability of the top token", alt.Scale(domain=[0, 1])),
     "entropy": _Quantity("entropy", "entropy (nats)", alt.Scale(domainMin=0)),
     "kl": _Quantity("kl_to_final", "KL(final || layer) (nats)", alt.Scale(domainMin=0)),
-    "rank": _Quantity("answer_place", "place of the true next token (1 = top)", alt.Scale(type="log", reverse=True)),
+    "rank": _Quantity(
+        "answer_place", "place of the true next token (1 = top)", alt.Scale(type="log", reverse=True)
+    ),
 }
 
 
@@ -72,7 +74,9 @@ def panel(
 ) -> alt.LayerChart:
     """Draw the lens from its table without a configuration, to be put beside others; see `chart`."""
     if colour not in _QUANTITIES:
-        raise BadInput(f"colour={colour!r} is not a quantity of the lens: choose one of {', '.join(_QUANTITIES)}.")
+        raise BadInput(
+            f"colour={colour!r} is not a quantity of the lens: choose one of {', '.join(_QUANTITIES)}."
+        )
     quantity = _QUANTITIES[colour]
     tokens = cells.drop_duplicates("position").sort_values("position")
     grid = Grid(
@@ -86,7 +90,9 @@ def panel(
     legend = alt.Legend(title=quantity.title)
     fill = alt.Color(f"{quantity.field}:Q", scale=quantity.scale, legend=legend)
     words = base.mark_text(style="token", limit=_CELL_WIDTH - 4, color=grid.ink_over(quantity.field))
-    boxes = base.mark_rect(style="accent-outline", filled=False, xOffset=1, x2Offset=-1, yOffset=1, y2Offset=-1)
+    boxes = base.mark_rect(
+        style="accent-outline", filled=False, xOffset=1, x2Offset=-1, yOffset=1, y2Offset=-1
+    )
     marks = [
         base.mark_rect().encode(color=fill),
         words.encode(text="top_1:N"),
@@ -96,7 +102,7 @@ def panel(
     return grid.picture(
         *marks,
         title="Logit lens",
-        subtitle="top token after each block; box: the true next token first on top; triangle: it comes as a surprise",
+        subtitle="top token after each block; box: true next token first on top; triangle: surprise follows",
     )
 
 
@@ -109,9 +115,9 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
             name=_TABLE,
             title="Logit lens",
             caption=(
-                "The top token the model would say after each block, through its own final norm and unembedding. "
-                "A box marks where the true next token first comes out on top; a triangle marks tokens followed by a "
-                f"surprise (probability below {_SURPRISING_PROBABILITY:g} after the last block)."
+                "The top token the model would say after each block, through its own final norm and "
+                "unembedding. A box marks where the true next token first comes out on top; a triangle marks "
+                f"tokens followed by a surprise (probability below {_SURPRISING_PROBABILITY:g} at the end)."
             ),
             draw=lambda **options: panel(cells, blocks=blocks, **options),
             frame=cells,
@@ -174,7 +180,7 @@ def _first_on_top(rank: np.ndarray) -> np.ndarray:
 
 
 def _surprisal(dataset: xr.Dataset) -> list[float | None]:
-    """Give each token's surprisal in nats after the last block; ``None`` for the first, which nothing predicts."""
+    """Give each token's surprisal in nats after the last block; ``None`` for the first token."""
     nats = -dataset["target_log_probability"].values[-1]
     return [None, *(float(value) if np.isfinite(value) else None for value in nats[:-1])]
 
@@ -183,7 +189,7 @@ def _surprises(tokens: pd.DataFrame, grid: Grid) -> alt.Chart:
     shape = "triangle-down" if grid.orientation == "layers-down" else "triangle-right"
     layer = grid.places(tokens.loc[tokens["surprising"], "position"].tolist())
     mark = layer.mark_point(style="accent", shape=shape, size=30, filled=True)
-    return mark.encode(**grid.along_tokens(), **grid.beside_tokens())
+    return mark.encode(**grid.beside_tokens())
 
 
 def _places(cells: pd.DataFrame) -> range:
@@ -191,8 +197,11 @@ def _places(cells: pd.DataFrame) -> range:
 
 
 def _with_tooltips(base: alt.Chart, cells: pd.DataFrame, encoding: dict[str, Any]) -> alt.Chart:
-    """Show the top tokens with their probabilities on hover, the number first so that a token cannot move it."""
-    lines = {f"line_{k}": f"format(datum.top_{k}_probability, '.4f') + '  ' + datum.top_{k}" for k in _places(cells)}
+    """Show the top tokens on hover, each after its probability, so that no token can move the number."""
+    lines = {
+        f"line_{k}": f"format(datum.top_{k}_probability, '.4f') + '  ' + datum.top_{k}"
+        for k in _places(cells)
+    }
     tooltip = [
         alt.Tooltip("site:N", title="site"),
         alt.Tooltip("token:N", title="token"),
@@ -205,7 +214,7 @@ def _with_tooltips(base: alt.Chart, cells: pd.DataFrame, encoding: dict[str, Any
 
 
 def findings(dataset: xr.Dataset, *, at_most: int = 2) -> list[Finding]:
-    """Say which tokens come as the largest surprises, and which repeated ones the model has learned to expect.
+    """Say which tokens are the largest surprises, and which repeated ones the model has learned to expect.
 
     Args:
         dataset: result of `assay.logit_lens`.
@@ -219,22 +228,28 @@ def findings(dataset: xr.Dataset, *, at_most: int = 2) -> list[Finding]:
     surprising = [place for place in told if final[place] < np.log(_SURPRISING_PROBABILITY)][:at_most]
     return [
         *(finding for finding in _learned(dataset, at_most)),
-        *(Finding(f"A surprise: {_arrival(dataset, place)}", place, _best_block(dataset, place)) for place in surprising),
+        *(
+            Finding(f"A surprise: {_arrival(dataset, place)}", place, _best_block(dataset, place))
+            for place in surprising
+        ),
     ]
 
 
 def _learned(dataset: xr.Dataset, at_most: int) -> list[Finding]:
-    """Find pairs of tokens that recur, and whose second token is much less surprising at its last occurrence."""
+    """Find pairs of tokens that recur and whose second token is far less surprising the last time."""
     final, token = dataset["target_log_probability"].values[-1], dataset["token"].values.astype(str)
     occurrences: dict[tuple[str, str], list[int]] = {}
     for place in range(len(token) - 1):
         occurrences.setdefault((token[place], token[place + 1]), []).append(place)
     gains = {(p[0], p[-1]): final[p[-1]] - final[p[0]] for p in occurrences.values() if len(p) > 1}
-    pairs = [pair for pair in sorted(gains, key=lambda pair: -gains[pair]) if gains[pair] > _LEARNED_NATS][:at_most]
+    pairs = [pair for pair in sorted(gains, key=lambda pair: -gains[pair]) if gains[pair] > _LEARNED_NATS][
+        :at_most
+    ]
     return [
         Finding(
-            f"Learned from the passage: at its first occurrence (token {first + 1}) “{visible(token[first + 1])}” has "
-            f"probability {np.exp(final[first]):.2g}, at a later one {_arrival(dataset, later)}",
+            f"Learned from the passage: at its first occurrence (token {first + 1}) "
+            f"“{visible(token[first + 1])}” has probability {np.exp(final[first]):.2g}, "
+            f"at a later one {_arrival(dataset, later)}",
             later,
             _best_block(dataset, later),
         )
@@ -243,7 +258,7 @@ def _learned(dataset: xr.Dataset, at_most: int) -> list[Finding]:
 
 
 def _arrival(dataset: xr.Dataset, place: int) -> str:
-    """Tell where the token after `place` first comes out on top, or how far from it the last layer leaves it."""
+    """Tell where the token after `place` first comes out on top, or how near it ever gets."""
     following = visible(str(dataset["next_token"].values[place]))
     probability = float(np.exp(dataset["target_log_probability"].values[-1, place]))
     rank = dataset["target_rank"].values[:, place]
@@ -251,7 +266,9 @@ def _arrival(dataset: xr.Dataset, place: int) -> str:
     if (rank == 0).any():
         return f"{said} and first comes out on top {_where(_best_block(dataset, place))}."
     best = int(rank.min())
-    return f"{said}; it never comes out on top (best place {best + 1:,}, {_where(_best_block(dataset, place))})."
+    return (
+        f"{said}; it never comes out on top (best place {best + 1:,}, {_where(_best_block(dataset, place))})."
+    )
 
 
 def _where(block: int) -> str:

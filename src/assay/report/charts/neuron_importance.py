@@ -1,4 +1,4 @@
-"""Mean layer importance: how much the MLP neurons of each layer matter at each token, on a logarithmic colour."""
+"""Mean layer importance: how much the MLP neurons of each layer matter at each token, in log colour."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ def panel(
     fill = alt.Color(
         "importance:Q",
         scale=alt.Scale(type="log", domain=_domain(cells["importance"].to_numpy()), clamp=True),
-        legend=alt.Legend(title=f"mean |attribution| to {dataset.attrs['metric']}", format=".0e", tickCount=4),
+        legend=alt.Legend(title=f"mean |attribution| to the {_metric(dataset)}", format=".0e", tickCount=4),
     )
     places = range(1, dataset.sizes["rank"] + 1)
     lines = {
@@ -75,27 +75,34 @@ def panel(
             ],
         )
     )
-    return grid.picture(heat, title="Mean layer importance", subtitle="MLP neurons, mean over each layer; log colour")
+    return grid.picture(
+        heat, title="Mean layer importance", subtitle="MLP neurons, mean over each layer; log colour"
+    )
 
 
 def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list[Figure]:
     """Give the importances as a figure of a report."""
-    cells = frame(dataset)
+    cells, metric = frame(dataset), _metric(dataset)
+    answer = visible(str(dataset.attrs["answer"]), space=" ")
     return [
         Figure(
             name=_TABLE,
             title="Mean layer importance",
             caption=(
-                f"Mean over the MLP neurons of each layer of the size of their attribution to the {dataset.attrs['metric']}"
-                f" of “{visible(str(dataset.attrs['answer']))}”, on a logarithmic colour of {_DECADES:.0f} decades. "
-                f"Rank correlation with exact ablation of the largest: {_interval(dataset, 'rank_correlation')}."
+                f"Mean over the MLP neurons of each layer of the size of their attribution to the {metric} "
+                f"of “{answer}”, on a logarithmic colour of {_DECADES:.0f} decades at most. Rank correlation "
+                f"with exact ablation: {_interval(dataset, 'rank_correlation')}."
             ),
             draw=lambda **options: panel(dataset, cells, blocks=blocks, **options),
             frame=cells,
             linked=True,
             readout=Readout(
                 bars=[Bar(f"neuron_{k}", f"attribution_{k}") for k in range(1, dataset.sizes["rank"] + 1)],
-                facts={"mean importance": "importance", "largest": "importance_max", "untrained": "untrained_importance"},
+                facts={
+                    "mean importance": "importance",
+                    "largest": "importance_max",
+                    "untrained": "untrained_importance",
+                },
             ),
         )
     ]
@@ -119,6 +126,10 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def _metric(dataset: xr.Dataset) -> str:
+    return str(dataset.attrs["metric"]).replace("log_probability", "log-probability (nats)").replace("_", " ")
+
+
 def _domain(importance: np.ndarray) -> list[float]:
     largest = float(np.nanmax(importance, initial=0.0)) or 1.0
     positive = importance[importance > 0]
@@ -138,9 +149,10 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     block = int(dataset["layer"].values[row])
     token = visible(str(dataset["token"].values[place]))
     neuron, share = (dataset[name].values[row, place, 0] for name in ("top_neuron", "top_attribution"))
+    largest, median = float(importance[row, place]), float(np.nanmedian(importance))
+    times = f", {largest / median:.0f} times the median cell" if median > 0 else ""
     text = (
         f"MLP neurons matter most in block {block} at “{token}” (token {place}): mean importance "
-        f"{importance[row, place]:.2g}, {importance[row, place] / np.nanmedian(importance):.0f} times the median cell; "
-        f"the strongest is neuron {int(neuron)}, attribution {float(share):+.2g}."
+        f"{largest:.2g}{times}; the strongest is neuron {int(neuron)}, attribution {float(share):+.2g}."
     )
     return [Finding(text, position=place, block=block)]

@@ -1,4 +1,4 @@
-"""Survey: lens, trace and mean layer importance of one passage, side by side with their layers on the same lines."""
+"""Survey: lens, trace and mean layer importance of one passage, side by side, layers on the same lines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,10 @@ from assay.report.theme import finished
 
 
 def chart(
-    dataset: xr.Dataset, *, colour: logit_lens.Colour = "probability", orientation: Orientation = "layers-down"
+    dataset: xr.Dataset,
+    *,
+    colour: logit_lens.Colour = "probability",
+    orientation: Orientation = "layers-down",
 ) -> alt.HConcatChart:
     """Draw the three pictures side by side, ready to show or save.
 
@@ -27,7 +30,9 @@ def chart(
     """
     drawn = figures(dataset)
     options: list[dict[str, Any]] = [{"colour": colour}, {"kind": "state"}, {}]
-    pictures = [figure.draw(orientation=orientation, **own) for figure, own in zip(drawn, options, strict=True)]
+    pictures = [
+        figure.draw(orientation=orientation, **own) for figure, own in zip(drawn, options, strict=True)
+    ]
     together = alt.hconcat(*pictures).resolve_scale(color="independent")
     return finished(together, {figure.name: figure.frame for figure in drawn})
 
@@ -64,7 +69,9 @@ def part(dataset: xr.Dataset, prefix: str) -> xr.Dataset:
     names = [name for name in dataset.variables if str(name).startswith(start)]
     own = dataset[names]
     renamed = own.rename({name: str(name).removeprefix(start) for name in {*own.variables, *own.dims}})
-    attrs = {name.removeprefix(start): value for name, value in dataset.attrs.items() if name.startswith(start)}
+    attrs = {
+        name.removeprefix(start): value for name, value in dataset.attrs.items() if name.startswith(start)
+    }
     return renamed.assign_attrs(attrs)
 
 
