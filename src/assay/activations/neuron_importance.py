@@ -1,6 +1,7 @@
 r"""Neuron importance: how much each MLP neuron at each token matters to one answer.
 
-.. math:: \mathrm{attribution}_{l,t,n} = (a'_{l,t,n} - a_{l,t,n}) \, \frac{\partial \log p(\mathrm{answer})}{\partial a_{l,t,n}}
+.. math:: \mathrm{attribution}_{l,t,n}
+    = (a'_{l,t,n} - a_{l,t,n}) \, \frac{\partial \log p(\mathrm{answer})}{\partial a_{l,t,n}}
 
 is attribution patching: to first order, what ablating neuron n of block l at position t (putting :math:`a'` in the
 place of its activation a) adds to the answer's log-probability, in nats. Negative: the neuron works for the answer.
@@ -16,7 +17,7 @@ is bounded; look at the agreement. Zero is a value few neurons take, the mean ov
 Ablations of small effect are only known up to the rounding of the logits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
@@ -115,7 +116,9 @@ class NeuronImportance(Measurement):
             raise BadInput(f"top_k={self.top_k}: name between 1 and a layer's {min(widths)} neurons")
         most = sum(widths) * len(self.tokens) // 2
         if not 2 <= self.exact <= most:
-            raise BadInput(f"exact={self.exact}: a rank correlation needs at least 2, and there are neurons for {most}")
+            raise BadInput(
+                f"exact={self.exact}: a rank correlation needs at least 2, and there are neurons for {most}"
+            )
         passes = len(self.tokens) * model.n_layers
         units = [Unit("attribution", {}, cost=passes)]
         units += [Unit(f"exact-{group}", {"group": group}, cost=self.exact * passes / 4) for group in GROUPS]
@@ -136,7 +139,9 @@ class NeuronImportance(Measurement):
             "importance": _importance(cells),
             "importance_max": torch.stack([cell.abs().amax(-1) for cell in cells]),
             "top_neuron": torch.stack(top),
-            "top_attribution": torch.stack([cell.gather(-1, which) for cell, which in zip(cells, top, strict=True)]),
+            "top_attribution": torch.stack(
+                [cell.gather(-1, which) for cell, which in zip(cells, top, strict=True)]
+            ),
             "chosen": shared.chosen,
             "chosen_attribution": torch.stack([cells[layer][p, n] for layer, p, n in shared.chosen.tolist()]),
             "answer": torch.tensor(answer),
@@ -150,19 +155,31 @@ class NeuronImportance(Measurement):
         effect = torch.cat([pieces[f"exact-{group}"]["effect"] for group in GROUPS]).double().numpy()
         predicted = one["chosen_attribution"].double().numpy()
         layer, position, neuron = one["chosen"].numpy().T
-        rng = np.random.default_rng(self.seed)
-        agreement = spearman(predicted, effect, interval="bootstrap", rng=rng)
-        cell, ranked, exact, nats = ("layer", "position"), ("layer", "position", "rank"), ("exact",), {"units": "nats"}
+        agreement = spearman(predicted, effect, interval="bootstrap", rng=np.random.default_rng(self.seed))
+        cell, ranked, exact, nats = (
+            ("layer", "position"),
+            ("layer", "position", "rank"),
+            ("exact",),
+            {"units": "nats"},
+        )
         variables: dict[str, Any] = {
             "p_clean": ((), float(one["log_probability"].exp())),
-            "importance": (cell, one["importance"].numpy(), nats | {"long_name": "mean |attribution| of the neurons"}),
+            "importance": (
+                cell,
+                one["importance"].numpy(),
+                nats | {"long_name": "mean |attribution| of the neurons"},
+            ),
             "importance_max": (cell, one["importance_max"].double().numpy(), nats),
             "top_neuron": (ranked, one["top_neuron"].numpy()),
             "top_attribution": (ranked, one["top_attribution"].double().numpy(), nats),
             "exact_layer": (exact, layer),
             "exact_position": (exact, position),
             "exact_neuron": (exact, neuron),
-            "exact_effect": (exact, effect, nats | {"long_name": "log-probability after ablation minus before"}),
+            "exact_effect": (
+                exact,
+                effect,
+                nats | {"long_name": "log-probability after ablation minus before"},
+            ),
             "exact_attribution": (exact, predicted, nats),
             "rank_correlation": ((), agreement.value),
             "rank_correlation_low": ((), agreement.low),
@@ -180,7 +197,7 @@ class NeuronImportance(Measurement):
         return xr.Dataset(variables, coords, self._attributes(model, one))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The model knows the answer, neurons matter to it, attribution agrees with ablation, an untrained twin differs."""
+        """The model knows the answer, neurons matter to it, attribution agrees with ablation, a twin differs."""
         return neuron_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -212,7 +229,9 @@ class NeuronImportance(Measurement):
             slopes = torch.autograd.grad(value, [got[site] for site in sites])
         activations = [got[site].detach()[0, :length] for site in sites]
         pairs = zip(activations, slopes, strict=True)
-        return Attribution([(self._ablated(a) - a) * slope[0, :length] for a, slope in pairs], answer, value.detach())
+        return Attribution(
+            [(self._ablated(a) - a) * slope[0, :length] for a, slope in pairs], answer, value.detach()
+        )
 
     def _ablated(self, activations: Tensor) -> Tensor:
         """What each neuron's activation becomes, (neuron,), from a layer's activations (position, neuron)."""
@@ -254,7 +273,7 @@ class NeuronImportance(Measurement):
         return after[:, 0] - clean
 
 
-def neuron_importance(
+def neuron_importance(  # noqa: PLR0913 (a promised signature)
     model: Model,
     text: str | Sequence[int],
     answer: str | Sequence[int] | None = None,
@@ -295,7 +314,9 @@ def neuron_importance(
     """
     tokens = model.tokens(text)
     if not -len(tokens) <= position < len(tokens):
-        raise BadInput(f"position={position}: the text has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}")
+        raise BadInput(
+            f"position={position}: the text has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}"
+        )
     prompt = tokens[: position % len(tokens) + 1]
     measurement = NeuronImportance(
         tokens=prompt,
@@ -325,7 +346,7 @@ def log_probability(logits: Tensor, answer: Tokens) -> Tensor:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def _frozen(module: nn.Module) -> Generator[None]:
     """Keep the weights out of the graph: no gradient of theirs is computed, nothing is kept for one."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
@@ -344,7 +365,9 @@ def _neurons(model: Model) -> list[str]:
 def _width(model: Model, layer: int) -> int:
     """Number of neurons of a layer; where they cannot be seen, the site's own ``BadInput``."""
     down: Any = find_port(model.parts, model.module, f"mlp_act.{layer}").module
-    return down.in_features if hasattr(down, "in_features") else len(down.weight)  # GPT-2 keeps its weight (in, out)
+    return (
+        down.in_features if hasattr(down, "in_features") else len(down.weight)
+    )  # GPT-2 keeps its weight (in, out)
 
 
 def _importance(cells: Sequence[Tensor]) -> Tensor:
