@@ -35,13 +35,14 @@ TRANSFORMER_LENS = {
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One family, built: its notes, the bare module, the model, two prompts and their logits."""
+    """One family, built: notes, bare module, model, two prompts, their logits and all activations."""
 
     family: Family
     module: PreTrainedModel
     model: Model
     ids: Tensor
     logits: Tensor
+    activations: dict[str, Tensor]
 
     @property
     def layers(self) -> range:
@@ -53,11 +54,11 @@ class Case:
     def path(self, layer: int, inside: str) -> str:
         return f"{self.family.blocks}.{layer}.{inside}"
 
-    def capture(self, *sites: str) -> tuple[Tensor, ...]:
-        return tuple(capture(self.model, self.ids, sites).values())
+    def read(self, *sites: str) -> tuple[Tensor, ...]:
+        return tuple(self.activations[site] for site in sites)
 
     def has(self, site: str) -> bool:
-        return site in self.model.sites()
+        return site in self.activations
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -67,7 +68,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     ids = torch.randint(3, VOCABULARY, (2, 14), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = module(ids).logits
-    return Case(family, module, wrap(module), ids, logits)
+    model = wrap(module)
+    return Case(family, module, model, ids, logits, capture(model, ids, model.sites()))
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = SUM) -> None:
@@ -76,11 +78,12 @@ def close(left: Tensor, right: Tensor, tolerance: float = SUM) -> None:
 
 def at_every_site(case: Case, edit: Callable[[Tensor], Any]) -> dict[str, Tensor]:
     """Logits after editing one site at a time: the whole-model sites and those of layer 1."""
-    sites = [site for site in case.model.sites() if "." not in site or site.endswith(".1")]
+    sites = [site for site in case.activations if "." not in site or site.endswith(".1")]
     writable = [site for site in sites if site.partition(".")[0] not in SCALES]
-    values = capture(case.model, case.ids, writable)
-    copies = {site: value.clone() for site, value in values.items()}
-    return {site: intervene(case.model, case.ids, {site: edit(copies[site])})["logits"] for site in writable}
+    return {
+        site: intervene(case.model, case.ids, {site: edit(case.activations[site])})["logits"]
+        for site in writable
+    }
 
 
 def test_without_an_edit_logits_are_the_bare_modules(case: Case) -> None:
@@ -89,18 +92,16 @@ def test_without_an_edit_logits_are_the_bare_modules(case: Case) -> None:
 
 
 def test_capturing_every_site_changes_no_bit(case: Case) -> None:
-    sites = case.model.sites()
-    captured = capture(case.model, case.ids, sites)
-    assert list(captured) == sites
-    assert torch.equal(captured["logits"], case.logits)
-    assert all(value.isfinite().all() for value in captured.values())
+    assert list(case.activations) == case.model.sites()
+    assert torch.equal(case.activations["logits"], case.logits)
+    assert all(value.isfinite().all() for value in case.activations.values())
 
 
 def test_aliases_come_back_under_the_names_asked(case: Case) -> None:
-    captured = capture(case.model, case.ids, [*TRANSFORMER_LENS, *TRANSFORMER_LENS.values()])
-    assert list(captured) == [*TRANSFORMER_LENS, *TRANSFORMER_LENS.values()]
+    captured = capture(case.model, case.ids, [*TRANSFORMER_LENS, "z.1"])
+    assert list(captured) == [*TRANSFORMER_LENS, "z.1"]
     for alias, site in TRANSFORMER_LENS.items():
-        assert torch.equal(captured[alias], captured[site])
+        assert torch.equal(captured[alias], case.activations[site])
 
 
 def test_the_sites_are_those_the_family_has(case: Case) -> None:
@@ -125,9 +126,7 @@ def test_an_absent_site_is_refused_with_its_reason(case: Case) -> None:
 def test_shapes_put_the_batch_first(case: Case) -> None:
     rows, positions = case.ids.shape
     width, head = case.module.config.hidden_size, case.family.d_head
-    shapes = {
-        name: tuple(value.shape) for name, value in capture(case.model, case.ids, case.model.sites()).items()
-    }
+    shapes = {site: tuple(value.shape) for site, value in case.activations.items()}
     for name in ("resid_pre.1", "resid_post.1", "attn_in.1", "attn_out.1", "mlp_in.1", "mlp_out.1"):
         assert shapes[name] == (rows, positions, width), name
     assert shapes["z.1"] == (rows, positions, 4, head)
@@ -165,7 +164,7 @@ def test_sites_are_the_modules_inputs_and_outputs(case: Case) -> None:
 
 def test_each_block_begins_where_the_last_one_ended(case: Case) -> None:
     for layer in case.layers[:-1]:
-        ended, begun = case.capture(f"resid_post.{layer}", f"resid_pre.{layer + 1}")
+        ended, begun = case.read(f"resid_post.{layer}", f"resid_pre.{layer + 1}")
         assert torch.equal(ended, begun)
 
 
@@ -173,11 +172,11 @@ def test_the_block_is_the_sum_of_its_parts(case: Case) -> None:
     scale = case.family.residual_scale
     for layer in case.layers:
         sites = [f"{name}.{layer}" for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
-        before, attention, mlp, after = case.capture(*sites)
+        before, attention, mlp, after = case.read(*sites)
         if case.family.parallel:
             close(before + scale * attention + scale * mlp, after)
             continue
-        (middle,) = case.capture(f"resid_mid.{layer}")
+        (middle,) = case.read(f"resid_mid.{layer}")
         first, second = before + scale * attention, middle + scale * mlp
         if case.family.norm_after_add:
             first = case.block(layer).self_attn_layer_norm(first)
@@ -192,7 +191,7 @@ def test_norms_lead_from_the_stream_to_the_modules(case: Case) -> None:
         streams = (stream, stream if case.family.parallel else f"resid_mid.{layer}")
         shared = case.family.pre_norms[0] if case.family.parallel else None
         for name, source, norm in zip(("attn_in", "mlp_in"), streams, case.family.pre_norms, strict=True):
-            read, expected = case.capture(f"{name}.{layer}", source)
+            read, expected = case.read(f"{name}.{layer}", source)
             path = norm or (shared if name == "mlp_in" else None)
             close(read, case.block(layer).get_submodule(path)(expected) if path else expected)
 
@@ -202,7 +201,7 @@ def test_norm_scales_are_what_the_norms_divide_by(case: Case) -> None:
         if norm is None:
             continue
         module = case.block(1).get_submodule(norm)
-        (scale,) = case.capture(site)
+        (scale,) = case.read(site)
         (stream,) = record(case.module, case.ids, {"x": (case.path(1, norm), "in")}).values()
         stream = stream.view(*case.ids.shape, -1)
         eps = getattr(module, "eps", getattr(module, "variance_epsilon", 1e-5))  # OLMo's is in its forward
@@ -216,21 +215,21 @@ def test_projections_lead_from_heads_and_neurons_to_what_is_written(case: Case) 
     family = case.family
     for layer in case.layers:
         block = case.block(layer)
-        z, attention = case.capture(f"z.{layer}", f"attn_out.{layer}")
+        z, attention = case.read(f"z.{layer}", f"attn_out.{layer}")
         out = block.get_submodule(f"{family.attention}.{family.o_proj}")
         post = block.get_submodule(family.post_norms[0]) if family.post_norms[0] else nn.Identity()
         close(post(out(z.flatten(2))), attention)
         if family.down:
-            act, mlp = case.capture(f"mlp_act.{layer}", f"mlp_out.{layer}")
+            act, mlp = case.read(f"mlp_act.{layer}", f"mlp_out.{layer}")
             post = block.get_submodule(family.post_norms[1]) if family.post_norms[1] else nn.Identity()
             close(post(block.get_submodule(family.down)(act)), mlp)
 
 
 def test_the_last_stream_leads_to_the_logits(case: Case) -> None:
-    normed, logits = case.capture(f"resid_post.{case.layers[-1]}", "logits")
+    normed, logits = case.read(f"resid_post.{case.layers[-1]}", "logits")
     if case.family.norm:
         normed = case.module.get_submodule(case.family.norm)(normed)
-        close(normed, *case.capture("final_norm"))
+        close(normed, *case.read("final_norm"))
     project = case.module.get_submodule(case.family.project_out) if case.family.project_out else nn.Identity()
     unembedded = case.module.get_output_embeddings()(project(normed)) * case.family.logit_scale
     if case.family.soft_cap:
@@ -250,7 +249,7 @@ def test_patterns_are_causal_windowed_distributions(case: Case) -> None:
     positions = case.ids.shape[1]
     distance = torch.arange(positions)[:, None] - torch.arange(positions)
     for layer in case.layers:
-        (pattern,) = case.capture(f"pattern.{layer}")
+        (pattern,) = case.read(f"pattern.{layer}")
         window = case.family.sliding if sliding(case, layer) else positions
         allowed = (distance >= 0) & (distance < window)
         assert (pattern[..., allowed] > 0).all()
@@ -265,7 +264,7 @@ def test_patterns_mix_the_values_into_z(case: Case) -> None:
     if not case.has("v.1"):
         pytest.skip("values are expanded from a latent inside the module")
     for layer in case.layers:
-        pattern, value, z = case.capture(f"pattern.{layer}", f"v.{layer}", f"z.{layer}")
+        pattern, value, z = case.read(f"pattern.{layer}", f"v.{layer}", f"z.{layer}")
         value = value.clamp(-case.family.clip, case.family.clip) if case.family.clip else value
         value = value.repeat_interleave(4 // value.shape[2], dim=2)
         close(torch.einsum("bhqk,bkhd->bqhd", pattern, value), z)
@@ -277,7 +276,7 @@ def test_patterns_are_those_of_the_eager_implementation(case: Case) -> None:
     with torch.no_grad():
         attentions = case.family.build(attention="eager")(case.ids, output_attentions=True).attentions
     for layer in case.layers:
-        close(case.capture(f"pattern.{layer}")[0], attentions[layer])
+        close(case.read(f"pattern.{layer}")[0], attentions[layer])
 
 
 def test_an_activation_replaced_by_itself_changes_nothing(case: Case) -> None:
@@ -357,7 +356,7 @@ def test_an_exception_in_an_edit_leaves_no_trace(case: Case) -> None:
 
     for site in ("resid_post.1", "pattern.1", "logits"):
         with pytest.raises(RuntimeError, match="on purpose"):
-            intervene(case.model, case.ids, {site: fail}, capture=case.model.sites())
+            intervene(case.model, case.ids, {site: fail}, capture=["resid_pre.0", "z.1", "pattern.0"])
         assert hooks(case.module) == 0
     with torch.no_grad():
         assert torch.equal(case.module(case.ids).logits, case.logits)

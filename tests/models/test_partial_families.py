@@ -1,6 +1,6 @@
 """Partial forwards of every family are its full forwards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -28,10 +28,11 @@ class Case:
     ids: Tensor
     corruption: Edit
     recording: Recording
+    activations: dict[str, Tensor]
 
     def draw(self, site: str, *positions: int, head: int | None = None, seed: int = 7) -> SiteEdit:
         """An edit with random values at some positions of a site, or at all."""
-        shape = capture(self.model, self.ids, [site])[site].shape[2 if head is None else 3 :]
+        shape = self.activations[site].shape[2 if head is None else 3 :]
         generator = torch.Generator().manual_seed(seed)
         value = torch.randn(ROWS, len(positions) or LENGTH, *shape, generator=generator)
         return SiteEdit(site, value, positions or None, head)
@@ -50,10 +51,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     model = wrap(FAMILIES[request.param].build())
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, VOCABULARY, (ROWS, LENGTH), generator=generator)
-    width = capture(model, ids, ["embed"])["embed"].shape[-1]
-    noise = torch.randn(ROWS, len(CORRUPTED), width, generator=generator)
+    activations = capture(model, ids, model.sites())
+    noise = torch.randn(ROWS, len(CORRUPTED), activations["embed"].shape[-1], generator=generator)
     corruption = at(lambda embedded: embedded + noise, positions=CORRUPTED)
-    return Case(request.param, model, ids, corruption, record(model, ids, edits={"embed": corruption}))
+    recording = record(model, ids, edits={"embed": corruption})
+    return Case(request.param, model, ids, corruption, recording, activations)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def close(left: Tensor, right: Tensor) -> None:
 
 def variants(case: Case) -> list[Variant]:
     """Edits at every kind of site, at first, middle and last positions, alone and together."""
-    layers, sites = range(case.model.n_layers), case.model.sites()
+    layers = range(case.model.n_layers)
     found: list[Variant] = [
         (case.draw(f"{name}.{layer}", position),)
         for name in ("resid_pre", "resid_post")
@@ -78,7 +80,9 @@ def variants(case: Case) -> list[Variant]:
     found += [(case.draw("z.1", 2, 7, head=3), case.draw("resid_post.0", 5))]
     found += [(case.draw("mlp_out.0"),), (case.draw("attn_in.1", 1), case.draw("mlp_in.2", 9))]
     optional = {"resid_mid.1": None, "mlp_act.1": None, "mlp_pre.1": None, "q.1": 1, "k.1": 0, "v.1": 0}
-    found += [(case.draw(site, 4, 8, head=head),) for site, head in optional.items() if site in sites]
+    found += [
+        (case.draw(site, 4, 8, head=head),) for site, head in optional.items() if site in case.activations
+    ]
     return found
 
 
@@ -92,6 +96,12 @@ def test_partial_forwards_are_full_forwards(case: Case) -> None:
     assert found.shape == (len(chosen), ROWS, len(READ), VOCABULARY)
     for variant, row in zip(chosen, found, strict=True):
         close(row, case.full(variant))
+
+
+def test_the_fallback_to_full_forwards_gives_the_same_numbers(case: Case) -> None:
+    chosen = variants(case)[::4]
+    slow = partial_forward(replace(case.recording, fallback="asked"), chosen, probabilities, positions=READ)
+    close(slow, partial_forward(case.recording, chosen, probabilities, positions=READ))
 
 
 def test_a_small_row_budget_changes_nothing_but_the_passes(case: Case) -> None:
