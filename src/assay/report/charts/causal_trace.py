@@ -1,7 +1,6 @@
 """Causal trace: how much of the answer's probability comes back when one place is restored."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import altair as alt
 import numpy as np
@@ -14,8 +13,13 @@ from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
 from assay.report.theme import finished
 
-Kind = Literal["state", "mlp", "attn"]
-_TITLES = {"state": "state restored", "mlp": "MLP outputs restored", "attn": "attention outputs restored"}
+_TITLES = {
+    "state_mlp_severed": "state restored, MLPs severed",
+    "state_attn_severed": "state restored, attention severed",
+    "state": "state restored",
+    "mlp": "MLP outputs restored",
+    "attn": "attention outputs restored",
+}
 _TABLE = "causal_trace"
 _FADED = 0.3
 
@@ -23,7 +27,7 @@ _FADED = 0.3
 def chart(
     dataset: xr.Dataset,
     *,
-    kind: Kind | Literal["all"] = "all",
+    kind: str = "all",
     orientation: Orientation = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart | alt.HConcatChart:
@@ -115,7 +119,8 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
             caption=(
                 f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and "
                 f"one place is put back to its clean value. Clean run: {clean:.3g}; corrupted run: "
-                f"{corrupted:.3g}, the low end of the colours. Corrupted tokens carry a bar; faded cells are those whose effect has an interval that includes zero."
+                f"{corrupted:.3g}, the low end of the colours. Corrupted tokens carry a bar; faded cells are "
+                "those whose effect has an interval that includes zero."
             ),
             draw=lambda kind, **options: panel(dataset, cells, kind=kind, blocks=blocks, **options),
             frame=cells,
@@ -173,7 +178,8 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
         text = (
             f"To predict “{answer}” after “{visible(texts[last])}” (token {last}), the earlier "
             f"“{name}” (tokens {first} to {final}) gives back up to "
-            f"{effect[block, place]:+.3f}{spread} of the probability when restored (at “{visible(texts[place])}”, after block {block})"
+            f"{effect[block, place]:+.3f}{spread} of the probability when restored (at "
+            f"“{visible(texts[place])}”, after block {block})"
         )
         if others:
             elsewhere = np.median(effect[:, others].max(axis=0))

@@ -40,7 +40,7 @@ class Grid:
     name: str
     tokens: Sequence[str]
     blocks: Sequence[int]
-    orientation: Orientation = "layers-down"
+    orientation: str = "layers-down"
     column_width: int = 14
     strong: frozenset[int] = field(default_factory=frozenset)
 

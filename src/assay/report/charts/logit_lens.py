@@ -68,8 +68,8 @@ def chart(
 def panel(
     cells: pd.DataFrame,
     *,
-    colour: Colour = "probability",
-    orientation: Orientation = "layers-down",
+    colour: str = "probability",
+    orientation: str = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart:
     """Draw the lens from its table without a configuration, to be put beside others; see `chart`."""

@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 import xarray as xr
 
+from assay.activations.survey import part
 from assay.report.charts import causal_trace, logit_lens, neuron_importance
 from assay.report.charts.grid import Orientation
 from assay.report.figure import Figure, Finding
@@ -59,20 +60,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
 
 
 def _parts(dataset: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
-    lens, trace, neurons = (part(dataset, name) for name in ("lens", "trace", "neurons"))
-    return lens, trace, neurons
-
-
-def part(dataset: xr.Dataset, prefix: str) -> xr.Dataset:
-    """Take one part out of a survey and drop the prefix from its names."""
-    start = f"{prefix}."
-    names = [name for name in dataset.variables if str(name).startswith(start)]
-    own = dataset[names]
-    renamed = own.rename({name: str(name).removeprefix(start) for name in {*own.variables, *own.dims}})
-    attrs = {
-        name.removeprefix(start): value for name, value in dataset.attrs.items() if name.startswith(start)
-    }
-    return renamed.assign_attrs(attrs)
+    return part(dataset, "lens"), part(dataset, "trace"), part(dataset, "neurons")
 
 
 def _blocks(lens: xr.Dataset) -> Sequence[int]:
