@@ -34,8 +34,10 @@ from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 POSITIONS_A_UNIT = 16
-ROWS = {"cpu": 128, "cuda": 2048}
-"""Rows whose logits are held at once: on a processor they and their probabilities stay near the caches."""
+LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**28}
+"""Bytes of the logits held at once: enough rows for a fast matrix product, a fraction of the weights."""
+GROUP = 4
+"""Rows whose statistics are taken at once on a processor, so that a row stays in the cache from pass to pass."""
 BLOCK = 64
 """Entries of the vocabulary whose maximum is taken first, when looking for the top ones."""
 
@@ -90,6 +92,10 @@ class LogitLens(Measurement):
             return [f"{self.stream}.{layer}" for layer in layers]
         return ["resid_pre.0", *(f"resid_post.{layer}" for layer in layers)]
 
+    def _rows(self, model: Model) -> int:
+        held = LOGIT_BYTES.get(model.device.type, LOGIT_BYTES["cpu"])
+        return max(1, held // (4 * model.parts.vocabulary))
+
     def prepare(self, model: Model) -> Shared:
         """One forward pass: the states to read, and which of them are also read through the rotation."""
         sites, last = self._sites(model), f"resid_post.{model.n_layers - 1}"
@@ -128,7 +134,7 @@ class LogitLens(Measurement):
     def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
         """Read out every layer at some positions, a few at a time."""
         start, stop = unit.detail["start"], unit.detail["stop"]
-        step = max(1, ROWS.get(model.device.type, ROWS["cpu"]) // (len(shared.states) + 1))
+        step = max(1, self._rows(model) // (len(shared.states) + 1))
         lens, baseline = [], []
         with torch.no_grad():
             for begin in range(start, stop, step):
@@ -155,13 +161,14 @@ class LogitLens(Measurement):
         own, baseline = logits[:kept], logits[kept + len(last) :]
         final = logits[kept + len(last) - positions : kept + len(last)]
         targets = torch.tensor((*self.tokens, 0)[start + 1 : stop + 1], device=logits.device)
-        distribution = final.log_softmax(-1)
-        statistics = read_rows(own, distribution, targets.repeat(layers), self.top_k)
+        distribution, here = final.log_softmax(-1), torch.arange(positions, device=logits.device)
+        statistics = read_rows(own, distribution, here.repeat(layers), targets.repeat(layers), self.top_k)
         lens = {name: value.view(layers, positions, *value.shape[1:]) for name, value in statistics.items()}
         at = place - start
-        rotated = read_rows(baseline, distribution[at], targets[at], 1)
-        agrees = rotated.pop("top_token")[:, 0] == final.argmax(-1)[at]
-        return lens, {**rotated, "layer": layer, "position": place, "agrees": agrees}
+        rotated = read_rows(baseline, distribution, at, targets[at], 1)
+        agrees = rotated["top_token"][:, 0] == final.argmax(-1)[at]
+        kept_of_rotated = {name: rotated[name] for name in LENS[2:]}
+        return lens, {**kept_of_rotated, "layer": layer, "position": place, "agrees": agrees}
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Label what was read."""
@@ -217,7 +224,7 @@ class LogitLens(Measurement):
 
     def memory(self, model: Model) -> int:
         """Logits and probabilities of the rows held at once, and the captured states."""
-        rows = ROWS.get(model.device.type, ROWS["cpu"])
+        rows = self._rows(model)
         states = len(self._sites(model)) * len(self.tokens) * model.d_model
         return 4 * (
             3 * rows * model.parts.vocabulary + 2 * states + len(self.tokens) * model.parts.vocabulary
@@ -261,15 +268,17 @@ def logit_lens(
     return perform(measurement, model, **run)
 
 
-def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int) -> Pieces:
-    r"""Statistics of rows of logits, each in as few passes over memory as it can be had.
+def read_rows(logits: Tensor, final: Tensor, place: Tensor, targets: Tensor, top_k: int) -> Pieces:
+    r"""Statistics of rows of logits, in few passes over memory, a group of rows that fits the cache at a time.
 
-    With :math:`p` the softmax of a row and :math:`q` that of the final layer at its position: entropy
-    :math:`\log Z - \sum p z`, and KL(final || layer) :math:`= \sum q \log q - \sum q z + \log Z`.
+    With :math:`p` the softmax of a row :math:`z`, :math:`Z` its normaliser, and :math:`q` the final layer's
+    distribution at its position: entropy :math:`\log Z - \sum p z`, and KL(final || layer)
+    :math:`= \sum q \log q - \sum q z + \log Z`.
 
     Args:
-        logits: (row, vocabulary), rows in the order (layer, position).
+        logits: (row, vocabulary).
         final: the final layer's log-probabilities, (position, vocabulary).
+        place: the row of ``final`` that belongs to each row, (row,).
         targets: each row's true next token, (row,).
         top_k: how many top tokens to keep.
 
@@ -278,31 +287,33 @@ def read_rows(logits: Tensor, final: Tensor, targets: Tensor, top_k: int) -> Pie
         ``target_log_probability`` (row,).
     """
     top, token = _top(logits, top_k)
-    scratch = torch.softmax(logits, -1)
-    normaliser = top[:, 0] - scratch.gather(1, token[:, :1])[:, 0].log()
-    entropy = normaliser - _dots(scratch, logits)
     target = logits.gather(1, targets[:, None])
-    rank = torch.gt(logits, target, out=scratch).sum(-1)  # counted in float32, exact below 2**24
     probability = final.exp()
-    layers = len(logits) // max(len(final), 1)
-    by_position = logits.view(layers, *final.shape).unbind(1)
-    cross = (
-        torch.stack([z @ q for z, q in zip(by_position, probability, strict=True)], 1).flatten()
-        if layers
-        else rank
-    )
+    group = GROUP if logits.device.type == "cpu" else max(len(logits), 1)
+    scratch = logits.new_empty(min(group, len(logits)), logits.shape[1])
+    inner, cross, rank, largest = [], [], [], []
+    for rows, at, aim, best in zip(
+        *(part.split(group) for part in (logits, place, target, token[:, :1])), strict=True
+    ):
+        softmax = torch.softmax(rows, -1, out=scratch[: len(rows)])
+        largest.append(softmax.gather(1, best)[:, 0])
+        inner.append(_dots(softmax, rows))
+        cross.append(_dots(probability[at] if group > GROUP else [probability[k] for k in at.tolist()], rows))
+        rank.append(torch.gt(rows, aim, out=softmax).sum(-1))  # counted in float32, exact below 2**24
+    normaliser = top[:, 0] - torch.cat(largest).log()
+    negative_entropy = _dots(probability, final)[place]
     return {
         "top_token": token,
         "top_probability": (top - normaliser[:, None]).exp(),
-        "entropy": entropy,
-        "kl_to_final": (_dots(probability, final).repeat(layers) - cross + normaliser).clamp_min(0),
-        "target_rank": rank.long(),
+        "entropy": (normaliser - torch.cat(inner)).clamp_min(0),
+        "kl_to_final": (negative_entropy - torch.cat(cross) + normaliser).clamp_min(0),
+        "target_rank": torch.cat(rank).long(),
         "target_log_probability": target[:, 0] - normaliser,
     }
 
 
 def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row: they lie in the k blocks whose maxima are largest, so only those are sorted."""
+    """The k largest entries of each row: they lie in the k blocks of largest maximum, so only those are sorted."""
     rows, vocabulary = logits.shape
     if vocabulary % BLOCK or k * BLOCK > vocabulary:
         values, places = logits.topk(k, -1)
@@ -314,11 +325,11 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(1, places // BLOCK) * BLOCK + places % BLOCK
 
 
-def _dots(a: Tensor, b: Tensor) -> Tensor:
+def _dots(a: Tensor | Sequence[Tensor], b: Tensor) -> Tensor:
     """Row by row inner products; on a processor one row at a time, which needs no third matrix of that size."""
-    if a.device.type != "cpu" or not len(a):
+    if isinstance(a, Tensor) and a.device.type != "cpu":
         return torch.linalg.vecdot(a, b)
-    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
+    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)]) if len(b) else b.new_empty(0)
 
 
 def _last_layer(dataset: xr.Dataset) -> Check:
@@ -341,5 +352,7 @@ def _rotation(dataset: xr.Dataset) -> Check:
     message = f"Through a random rotation {agreement:.1%} of {count} rows name the model's top token."
     if agreement <= max(0.05, 1 / count):
         return Check("L102", "a random rotation reads the answer", "pass", agreement, message)
-    remedy = "The unembedding favours few tokens whatever it is given; compare the lens with the baseline rows, not with zero."
+    remedy = (
+        "The unembedding favours few tokens whatever it reads: compare with the baseline rows, not with zero."
+    )
     return Check("L102", "a random rotation reads the answer", "warn", agreement, message, remedy)
