@@ -24,6 +24,7 @@ MEASURE = {
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }
+WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."
 INSPECT = {
     "doctor": "Examine a model: is it fit to be measured?",
     "report": "Write the report of one or several runs, or their figures and tables.",
@@ -38,13 +39,13 @@ def _app() -> App:
         name="assay",
         help=(assay.__doc__ or "").partition("\n")[0],
         version=assay.__version__,
-        default_parameter=Parameter(negative=()),  # no --no-json, no --empty-kinds
+        default_parameter=Parameter(negative_iterable=()),  # no --empty-kinds
     )
     measure, inspect, other = (
         Group(name, sort_key=place) for place, name in enumerate(("Measure", "Inspect", "Other"))
     )
     for name, summary in MEASURE.items():
-        app.command(f"assay.cli.measure:{name}", name=name, help=summary, group=measure)
+        app.command(f"assay.cli.measure:{name}", name=name, help=f"{summary}\n\n{WORDS}", group=measure)
     for name, summary in INSPECT.items():
         app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group=inspect)
     for flag in ("--help", "--version"):

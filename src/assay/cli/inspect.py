@@ -90,7 +90,7 @@ def _figures(found: "Examination") -> list[str]:
 
 
 def report(
-    run: Annotated[list[Path], Parameter(negative=())],
+    run: list[Path],
     /,
     *,
     out: Annotated[Path | None, Parameter(group=RUNNING)] = None,

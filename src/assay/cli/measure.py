@@ -48,8 +48,7 @@ VERBS = {
     "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
-MODEL_HELP = "smollm2 (the embedded one), a folder, a .gguf file or a hub id."
-TEXT_HELP = "@FILE takes it from a file, - from stdin."
+MODEL_HELP = "What to measure."
 LINES = 12
 """Findings said on the terminal; the report has all."""
 
@@ -105,7 +104,7 @@ def _signature(verb: Callable[..., Result], model: str | None) -> inspect.Signat
     )
     placed, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     source = Annotated[str, Parameter(help=MODEL_HELP)]
-    written = Annotated[_spelled(hints[text.name]), Parameter(allow_leading_hyphen=True, help=TEXT_HELP)]
+    written = Annotated[_spelled(hints[text.name]), Parameter(allow_leading_hyphen=True)]
     parameters = [
         inspect.Parameter("model", placed, annotation=source, default=model or inspect.Parameter.empty),
         text.replace(annotation=written, kind=placed),

@@ -12,8 +12,8 @@ from assay.errors import BadInput
 RUNNING = Group("Running", sort_key=10)
 
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
-Flag: TypeAlias = Annotated[bool, Parameter(group=RUNNING, show_default=False)]
-Json: TypeAlias = Annotated[bool, Parameter(name="--json", group=RUNNING, show_default=False)]
+Flag: TypeAlias = Annotated[bool, Parameter(group=RUNNING, negative="", show_default=False)]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", group=RUNNING, negative="", show_default=False)]
 
 
 @Parameter(name="*", group=RUNNING)
