@@ -318,7 +318,7 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if vocabulary % BLOCK or k * BLOCK > vocabulary:
         values, places = logits.topk(k, -1)
         return values, places
-    blocks = logits.view(rows, -1, BLOCK)
+    blocks = logits.view(rows, vocabulary // BLOCK, BLOCK)
     chosen = blocks.amax(-1).topk(k, -1).indices
     candidates = blocks.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1)
     values, places = candidates.topk(k, -1)
