@@ -3,7 +3,8 @@
 An unusual name that comes back can only be copied, so its later occurrence shows where a model keeps what it read.
 The lens reads the whole text. Trace and neurons read the prompt, which ends inside the name's last occurrence: after
 its first token, or before it where the name is one token; the rest of the name is the answer. The trace corrupts all
-earlier occurrences: in the shipped passage by other names, in any other text by noise.
+earlier occurrences: in the shipped passage by other names, where the tokenizer gives all of them as many tokens, and
+otherwise by noise.
 
 The three are measured as they are alone (:mod:`assay.activations.logit_lens`, :mod:`~assay.activations.causal_trace`,
 :mod:`~assay.activations.neuron_importance`), with their baselines, intervals and checks, and lie in one dataset under
@@ -187,16 +188,13 @@ def survey(
     read = shipped.text if text is None else text
     label = shipped.name if text is None else name or recurring_name(model, read)
     found = recurrence(model, read, label)
-    others = shipped.replacements if text is None else ()
-    fitting = [
-        other for name in others if (other := _with_other_name(model, read, label, name, found)) is not None
-    ]
+    others = shipped.replacements[:noise_samples] if text is None else ()
     measurement = Survey(
         tokens=found.tokens,
         length=found.length,
         subject=found.subject,
         answer=found.answer,
-        replacements=tuple(fitting[:noise_samples]),
+        replacements=_with_other_names(model, read, label, others, found),
         label=label,
         top_k=top_k,
         noise_samples=noise_samples,
@@ -291,11 +289,15 @@ def _together(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
     return xr.Dataset(columns, attrs=attrs).set_coords(labels)
 
 
-def _with_other_name(model: Model, text: str, name: str, other: str, found: Recurrence) -> Tokens | None:
-    """The prompt with another name at the earlier occurrences; ``None`` where it has other tokens elsewhere too."""
-    last = text.rindex(name)
-    tokens = model.tokens(text[:last].replace(name, other) + text[last:])
+def _with_other_names(
+    model: Model, text: str, name: str, others: Sequence[str], found: Recurrence
+) -> tuple[Tokens, ...]:
+    """The prompt with each other name at the earlier occurrences; none where one of them moves other tokens."""
+    last, prompts = text.rindex(name), []
     kept = [p for p in range(len(found.tokens)) if p not in found.subject]
-    if len(tokens) != len(found.tokens) or any(tokens[p] != found.tokens[p] for p in kept):
-        return None
-    return tokens[: found.length]
+    for other in others:
+        tokens = model.tokens(text[:last].replace(name, other) + text[last:])
+        if len(tokens) != len(found.tokens) or any(tokens[p] != found.tokens[p] for p in kept):
+            return ()
+        prompts.append(tokens[: found.length])
+    return tuple(prompts)
