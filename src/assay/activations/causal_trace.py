@@ -32,7 +32,6 @@ from torch import Tensor
 from assay.activations.restoration import (
     KINDS,
     METRICS,
-    WRITES,
     Kind,
     Restoration,
     embedding_scale,
@@ -147,7 +146,7 @@ class CausalTrace(Measurement):
         return {"effect": effect.mean(-1), "total": (other.of_run(other.clean) - corrupted)[:, 0].mean()}
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
-        """Fill the cells before the subject with the corrupted run, which they equal, and take effects and intervals."""
+        """Take effects and intervals; cells before the subject are filled with the corrupted run they equal."""
         length, layers = len(self.tokens), model.n_layers
         one = pieces["runs"]
         clean, corrupted = one["clean"].double().numpy(), one["corrupted"].double().numpy()
@@ -190,7 +189,7 @@ class CausalTrace(Measurement):
         return xr.Dataset(variables, self._coordinates(model, layers), self._attributes(model, one))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The corruption destroys the answer, the trace finds more than the untrained twin's, the invariants hold."""
+        """The corruption destroys the answer, the twin finds less than the trace, the invariants hold."""
         return trace_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -207,10 +206,11 @@ class CausalTrace(Measurement):
         )
 
     def _validate(self, model: Model) -> None:
-        unknown = [kind for kind in self.kinds if kind not in (*KINDS, *WRITES)]
-        if unknown or not self.kinds:
+        length, vocabulary = len(self.tokens), model.parts.vocabulary
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise BadInput(
-                f"kinds={self.kinds}: choose from state, mlp, attn, state_mlp_severed, state_attn_severed"
+                f"kinds={self.kinds}: choose from state, mlp, attn, state_mlp_severed, state_attn_severed, "
+                "each kind once"
             )
         if not 1 <= self.window <= model.n_layers:
             raise BadInput(
@@ -218,14 +218,30 @@ class CausalTrace(Measurement):
             )
         if self.samples < 1 or self.baseline_samples < 0:
             raise BadInput("noise_samples must be at least 1, baseline_samples at least 0")
-        if not self.replacements and not self.noise > 0:
-            raise BadInput(f"noise={self.noise}: the noise needs a positive scale to corrupt anything")
-        if not self.subject or not all(0 <= p < len(self.tokens) for p in self.subject):
-            raise BadInput(
-                f"subject={self.subject}: positions must lie in the prompt's 0 to {len(self.tokens) - 1}"
-            )
-        if any(len(other) != len(self.tokens) for other in self.replacements):
+        if self.max_rows is not None and self.max_rows < self.samples:
+            raise BadInput(f"max_rows={self.max_rows} does not hold the {self.samples} samples of one cell")
+        for name, scale in (("noise", self.noise), ("sigma", self.sigma)):
+            if not self.replacements and scale is not None and not scale > 0:
+                raise BadInput(f"{name}={scale}: the noise needs a positive scale to corrupt anything")
+        if not self.subject or not all(0 <= p < length for p in self.subject):
+            raise BadInput(f"subject={self.subject}: positions must lie in the prompt's 0 to {length - 1}")
+        model.tokens((*self.tokens, *(self.answer or ())[:-1]))  # together they fit into the context
+        if self.foil is not None and not 0 <= self.foil < vocabulary:
+            raise BadInput(f"foil={self.foil}: the vocabulary has {vocabulary} tokens, from 0")
+        if self.answer is not None and self.foil == self.answer[0]:
+            raise BadInput(f"foil={self.foil} is the answer itself: there is no difference of logits to see")
+        for other in self.replacements:
+            self._validate_replacement(other)
+
+    def _validate_replacement(self, other: Tokens) -> None:
+        if len(other) != len(self.tokens):
             raise BadInput("every replacement prompt needs as many tokens as the prompt")
+        changed = {p for p, (a, b) in enumerate(zip(self.tokens, other, strict=True)) if a != b}
+        if not changed or not changed <= set(self.subject):
+            raise BadInput(
+                f"a replacement changes positions {sorted(changed)}; it must change some of the subject's "
+                f"{self.subject} and none outside the subject"
+            )
 
     def _record(self, model: Model, samples: int, answer: Tokens | None, foil: int | None) -> Restoration:
         others = self.replacements[:samples] or (self.tokens,) * samples
