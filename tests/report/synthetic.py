@@ -77,6 +77,7 @@ def trace(
     effect[:, :, : min(subject)] = 0.0
     stderr = 0.01 + 0.1 * np.abs(effect)
     grid, clean, corrupted = ("kind", "layer", "position"), 0.62, 0.05
+    logs = np.log(np.maximum(corrupted + effect, 1e-4))
     is_subject = np.isin(np.arange(n_positions), subject)
     return xr.Dataset(
         {
@@ -93,10 +94,16 @@ def trace(
             "total_effect_stderr": 0.01,
             "total_effect_low": 0.55,
             "total_effect_high": 0.59,
+            "metric_corrupted": ("metric", [corrupted, np.log(corrupted)]),
+            "metric_restored": (("metric", *grid), np.stack([corrupted + effect, logs])),
+            "metric_effect": (("metric", *grid), np.stack([effect, logs - np.log(corrupted)])),
+            "metric_effect_stderr": (("metric", *grid), np.stack([stderr, stderr / corrupted])),
+            "p_corrupted_sample": ("sample", np.full(3, corrupted)),
             "baseline_indirect_effect": (grid, 1e-4 * rng.standard_normal(effect.shape)),
         },
         coords={
             "kind": list(kinds),
+            "metric": ["probability", "log_probability"],
             "layer": np.arange(n_layers),
             "position": np.arange(n_positions),
             "token": ("position", list(tokens)),

@@ -20,7 +20,10 @@ def test_each_variant_is_written_in_each_format(tmp_path: Path) -> None:
     ]
     assert all(path.read_bytes().startswith(STARTS[path.suffix]) for path in written)
     variants = save_figures(SyntheticResult(synthetic.trace(), "causal_trace"), tmp_path, ["svg"])
-    assert [path.stem for path in variants] == ["causal_trace-state", "causal_trace-mlp", "causal_trace-attn"]
+    assert [path.stem for path in variants] == [
+        *("causal_trace-state", "causal_trace-mlp", "causal_trace-attn"),
+        *(f"causal_trace-{kind}-log-probability" for kind in ("state", "mlp", "attn")),
+    ]
 
 
 def test_fonts_are_embedded_in_pdf(tmp_path: Path) -> None:

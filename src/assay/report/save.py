@@ -49,7 +49,7 @@ def save_figures(
         for label, options in figure.variants.items():
             way = {"orientation": orientation} if figure.linked else {}
             spec = figure.chart(**options, **way).to_json()
-            stem = f"{figure.name}-{label}" if len(figure.variants) > 1 else figure.name
+            stem = f"{figure.name}-{label.replace(', ', '-')}" if len(figure.variants) > 1 else figure.name
             written += [
                 _write(target / f"{stem}.{kind}", _drawn(spec, kind)) for kind in formats if kind != "csv"
             ]

@@ -62,6 +62,20 @@ def test_without_an_interval_nothing_is_faded() -> None:
     assert "±" not in causal_trace.findings(dataset)[0].text
 
 
+def test_the_other_metric_has_its_own_level_interval_and_corrupted_run() -> None:
+    dataset = synthetic.trace()
+    cell = causal_trace.frame(dataset).query("kind == 'state' and block == 0 and position == 5").iloc[0]
+    assert cell["log_effect"] == pytest.approx(cell["log_p_restored"] - np.log(0.05))
+    # Student's t with two degrees of freedom: 4.3 standard errors
+    assert cell["log_effect_high"] - cell["log_effect"] == pytest.approx(
+        4.303 * cell["log_effect_stderr"], rel=1e-3
+    )
+    picture = causal_trace.chart(dataset, kind="state", metric="log_probability").to_dict()
+    assert picture["layer"][0]["encoding"]["color"]["scale"]["domain"][0] == pytest.approx(np.log(0.05))
+    with pytest.raises(BadInput, match="probability, log_probability"):
+        causal_trace.chart(dataset, metric="accuracy")
+
+
 def test_subject_tokens_are_marked() -> None:
     picture = causal_trace.chart(
         synthetic.trace(subject=(1, 2, 7)), kind="attn", orientation="layers-right"

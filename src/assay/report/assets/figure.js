@@ -65,7 +65,7 @@ class Figure {
   }
 
   async save(kind) {
-    const name = [this.content.name, this.variant].filter(Boolean).join("-");
+    const name = [this.content.name, ...this.variant.split(", ")].filter(Boolean).join("-");
     if (kind === "csv") download(`${this.content.name}.csv`, new Blob([csv(this.columns, this.rows)], { type: "text/csv" }));
     if (kind === "svg") download(`${name}.svg`, new Blob([await this.view.toSVG()], { type: "image/svg+xml" }));
     if (kind === "png") {

@@ -1,10 +1,13 @@
 """Causal trace: how much of the answer's probability comes back when one place is restored."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
+import scipy.stats
 import xarray as xr
 
 from assay.errors import BadInput
@@ -20,6 +23,19 @@ _TITLES = {
     "mlp": "MLP outputs restored",
     "attn": "attention outputs restored",
 }
+
+
+@dataclass(frozen=True)
+class _Metric:
+    restored: str  # column of the level with one place restored
+    effect: str  # column of the level minus that of the corrupted run; its interval has the suffixes _low and _high
+    title: str  # around the answer
+
+
+_METRICS = {
+    "probability": _Metric("p_restored", "effect", "p({})"),
+    "log_probability": _Metric("log_p_restored", "log_effect", "log p({}) (nats)"),
+}
 _TABLE = "causal_trace"
 _FADED = 0.3
 
@@ -28,6 +44,7 @@ def chart(
     dataset: xr.Dataset,
     *,
     kind: str = "all",
+    metric: str = "probability",
     orientation: Orientation = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart | alt.HConcatChart:
@@ -36,6 +53,8 @@ def chart(
     Args:
         dataset: result of `assay.causal_trace`.
         kind: what was restored; ``"all"`` puts the kinds of the dataset side by side.
+        metric: ``"probability"`` of the answer, or ``"log_probability"`` in nats, which also shows what raises
+            an answer from very unlikely to unlikely.
         orientation: ``"layers-down"`` or ``"layers-right"``.
         blocks: layers to make room for; those of the dataset when not given.
 
@@ -43,16 +62,19 @@ def chart(
         An Altair chart in the light theme.
 
     Raises:
-        BadInput: when `kind` is not in the dataset or `orientation` is not known.
+        BadInput: when `kind` or `metric` is not in the dataset, or `orientation` is not known.
     """
     kinds = [str(name) for name in dataset["kind"].values]
     if kind not in {*kinds, "all"}:
         raise BadInput(
             f"kind={kind!r} was not traced: this trace has {', '.join(kinds)}; 'all' shows every one."
         )
+    if metric not in _metrics(dataset):
+        raise BadInput(f"metric={metric!r} is not drawn: choose one of {', '.join(_metrics(dataset))}.")
     cells = frame(dataset)
     shown = kinds if kind == "all" else [kind]
-    panels = [panel(dataset, cells, kind=name, orientation=orientation, blocks=blocks) for name in shown]
+    ways: dict[str, Any] = {"metric": metric, "orientation": orientation, "blocks": blocks}
+    panels = [panel(dataset, cells, kind=name, **ways) for name in shown]
     picture = panels[0] if len(panels) == 1 else alt.hconcat(*panels).resolve_scale(color="shared")
     return finished(picture, {_TABLE: cells})
 
@@ -62,11 +84,13 @@ def panel(
     cells: pd.DataFrame,
     *,
     kind: str,
-    orientation: Orientation = "layers-down",
+    metric: str = "probability",
+    orientation: str = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart:
     """Draw one kind of the trace from its table, without a configuration, to be put beside others."""
-    answer, corrupted = visible(str(dataset.attrs["answer"])), float(dataset["p_corrupted"])
+    chosen = _METRICS[metric]
+    what = chosen.title.format(visible(str(dataset.attrs["answer"])))
     tokens = cells.drop_duplicates("position").sort_values("position")
     subject = tokens.loc[tokens["is_subject"], "position"]
     grid = Grid(
@@ -76,16 +100,17 @@ def panel(
         orientation=orientation,
         strong=frozenset(int(position) for position in subject),
     )
-    highest = float(np.nanmax(np.append(dataset["p_restored"].values, corrupted + 1e-9)))
     fill = alt.Color(
-        "p_restored:Q",
-        scale=alt.Scale(domain=[corrupted, highest], clamp=True),
-        legend=alt.Legend(title=f"p({answer}) restored; low end: corrupted run", format=".2f"),
+        f"{chosen.restored}:Q",
+        scale=alt.Scale(domain=_domain(dataset, cells, metric), clamp=True),
+        legend=alt.Legend(title=f"{what} restored; low end: corrupted run", format=".2~g"),
     )
-    clear = "!isValid(datum.effect_low) || datum.effect_low > 0 || datum.effect_high < 0"
+    low, high = f"datum.{chosen.effect}_low", f"datum.{chosen.effect}_high"
+    clear = f"!isValid({low}) || {low} > 0 || {high} < 0"
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.kind === '{kind}'")
-    spread = "isValid(datum.effect_stderr) ? ' ± ' + format(datum.effect_stderr, '.4f') : ''"
-    shown = f"format(datum.effect, '+.4f') + ({spread})"
+    stderr = f"datum.{chosen.effect}_stderr"
+    spread = f"isValid({stderr}) ? ' ± ' + format({stderr}, '.3~g') : ''"
+    shown = f"format(datum.{chosen.effect}, '+.3~g') + ({spread})"
     heat = base.transform_calculate(effect_shown=shown).mark_rect().encode(
         **grid.encoding(),
         color=fill,
@@ -93,7 +118,7 @@ def panel(
         tooltip=[
             alt.Tooltip("token:N", title="token"),
             alt.Tooltip("block:Q", title="restored after block"),
-            alt.Tooltip("p_restored:Q", title="p restored", format=".4f"),
+            alt.Tooltip(f"{chosen.restored}:Q", title=f"{what} restored", format=".4~g"),
             alt.Tooltip("effect_shown:N", title="indirect effect ± stderr"),
         ],
     )  # fmt: skip
@@ -125,7 +150,11 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
             draw=lambda kind, **options: panel(dataset, cells, kind=kind, blocks=blocks, **options),
             frame=cells,
             choice="restored",
-            variants={name: {"kind": name} for name in kinds},
+            variants={
+                _label(name, metric): {"kind": name, "metric": metric}
+                for metric in _metrics(dataset)
+                for name in kinds
+            },
             linked=True,
             readout=Readout(bars=[Bar("kind", "effect", "effect_low", "effect_high")]),
         )
@@ -150,7 +179,42 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     }
     if "baseline_indirect_effect" in dataset:
         columns["untrained_effect"] = _flat(dataset, "baseline_indirect_effect")
+    if "log_probability" in _metrics(dataset):
+        columns |= _log_columns(dataset)
     return pd.DataFrame(columns)
+
+
+def _metrics(dataset: xr.Dataset) -> list[str]:
+    """Give the metrics that the dataset holds and that are drawn."""
+    return [name for name in _METRICS if name == "probability" or name in dataset.get("metric", [])]
+
+
+def _label(kind: str, metric: str) -> str:
+    return kind if metric == "probability" else f"{kind}, {metric.replace('_', '-')}"
+
+
+def _domain(dataset: xr.Dataset, cells: pd.DataFrame, metric: str) -> list[float]:
+    """Give the ends of the colours: the corrupted run, and the best that any restoration reaches."""
+    if metric == "probability":
+        corrupted = float(dataset["p_corrupted"])
+    else:
+        corrupted = float(dataset["metric_corrupted"].sel(metric=metric))
+    highest = float(np.nanmax(cells[_METRICS[metric].restored].to_numpy()))
+    return [corrupted, highest if highest > corrupted else corrupted + 1e-9]
+
+
+def _log_columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """Give levels and effects in nats, with 95% intervals from the noise samples (Student's t)."""
+    logs = dataset.sel(metric="log_probability")
+    effect, stderr = _flat(logs, "metric_effect"), _flat(logs, "metric_effect_stderr")
+    reach = stderr * scipy.stats.t.ppf(0.975, max(dataset.sizes["sample"] - 1, 1))
+    return {
+        "log_p_restored": _flat(logs, "metric_restored"),
+        "log_effect": effect,
+        "log_effect_stderr": stderr,
+        "log_effect_low": effect - reach,
+        "log_effect_high": effect + reach,
+    }
 
 
 def _flat(dataset: xr.Dataset, name: str) -> np.ndarray:

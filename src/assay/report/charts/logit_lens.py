@@ -248,7 +248,7 @@ def _learned(dataset: xr.Dataset, at_most: int) -> list[Finding]:
     return [
         Finding(
             f"Learned from the passage: at its first occurrence (token {first + 1}) "
-            f"“{visible(token[first + 1])}” has probability {np.exp(final[first]):.2g}, "
+            f"“{visible(token[first + 1])}” has probability {np.exp(final[first]):.3g}, "
             f"at a later one {_arrival(dataset, later)}",
             later,
             _best_block(dataset, later),
@@ -262,7 +262,7 @@ def _arrival(dataset: xr.Dataset, place: int) -> str:
     following = visible(str(dataset["next_token"].values[place]))
     probability = float(np.exp(dataset["target_log_probability"].values[-1, place]))
     rank = dataset["target_rank"].values[:, place]
-    said = f"“{following}” (token {place + 1}) has probability {probability:.2g}"
+    said = f"“{following}” (token {place + 1}) has probability {probability:.3g}"
     if (rank == 0).any():
         return f"{said} and first comes out on top {_where(_best_block(dataset, place))}."
     best = int(rank.min())
