@@ -117,4 +117,6 @@ def naive_effect(
     with torch.no_grad():
         before = module(ids).logits[0].double()
     after = patched(module, ids, path.format(layer), side, (0, position, neuron), value)[0].double()
-    return float(answer_log_probability(after, prompt, answer) - answer_log_probability(before, prompt, answer))
+    return float(
+        answer_log_probability(after, prompt, answer) - answer_log_probability(before, prompt, answer)
+    )
