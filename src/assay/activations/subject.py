@@ -90,7 +90,7 @@ def with_replacement(
     changed = {i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
     if not changed <= set(positions):
         raise BadInput(
-            f"replace_with={replacement!r} changes tokens outside the subject, at positions {sorted(changed - set(positions))}"
+            f"replace_with={replacement!r} also changes tokens beside the subject, at {sorted(changed - set(positions))}"
         )
     return new
 
@@ -121,7 +121,7 @@ def answer_tokens(model: Model, prompt: str | Sequence[int], answer: str | Seque
     if model.tokenizer is None:
         raise BadInput("the answer is a text and the model has no tokenizer: give token ids")
     ids = tuple(int(i) for i in model.tokenizer(answer, add_special_tokens=False)["input_ids"])
-    if not ids or model.tokenizer.unk_token_id in ids or model.tokenizer.decode(ids) != answer:
+    if not ids or model.tokenizer.unk_token_id in ids or model.tokenizer.decode(list(ids)) != answer:
         raise BadInput(
             f"the tokenizer cannot make the answer {answer!r} after this prompt: it reads it as "
             f"{model.token_texts(ids)}. Give the answer with its leading space, and end the prompt without one"

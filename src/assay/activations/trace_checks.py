@@ -33,7 +33,9 @@ def _answered(dataset: xr.Dataset) -> Check:
     message = f"The clean run gives {dataset.attrs['answer']!r} a probability of {clean:.3g}."
     if clean >= LIKELY:
         return Check("T101", "the model does not know the answer", "pass", clean, message)
-    remedy = "There is little to restore: trace an answer the model gives, with its leading space, or leave the answer out."
+    remedy = (
+        "There is little to restore: trace an answer the model gives, leading space and all, or leave it out."
+    )
     return Check("T101", "the model does not know the answer", "warn", clean, message, remedy)
 
 
@@ -42,7 +44,9 @@ def _corrupted(dataset: xr.Dataset) -> Check:
     message = f"Corrupting the subject takes {total:.3g} from the answer's probability (95% interval from {low:.3g})."
     if total > 0 and not low <= 0:  # with one sample the bound is NaN, and the estimate alone decides
         return Check("T102", "corruption changes nothing", "pass", total, message)
-    remedy = "Raise the noise or the number of samples, or choose another replacement: indirect effects are not to be read."
+    remedy = (
+        "Raise the noise or the samples, or choose another replacement; do not read the indirect effects."
+    )
     return Check("T102", "corruption changes nothing", "fail", total, message, remedy)
 
 
@@ -79,5 +83,7 @@ def _engine(dataset: xr.Dataset) -> Check:
     message = f"Cells were computed by {engine}."
     if engine == "partial forwards":
         return Check("T105", "no partial forwards", "pass", None, message)
-    remedy = "The numbers are right, only slower; `assay doctor` says why this family's blocks cannot continue a prefix."
+    remedy = (
+        "The numbers are right, only slower; `assay doctor` says why this family cannot continue a prefix."
+    )
     return Check("T105", "no partial forwards", "warn", None, message, remedy)

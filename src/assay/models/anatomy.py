@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from assay.errors import BadInput
 
@@ -117,12 +118,12 @@ class Anatomy:
     @cached_property
     def vocabulary(self) -> int:
         """Number of rows of the token embedding."""
-        return int(self.embed.weight.shape[0])  # type: ignore[union-attr, index]
+        return int(cast("Tensor", self.embed.weight).shape[0])
 
     @property
     def embed_width(self) -> int:
         """Width of what the embedding gives; OPT projects it to the width of the residual stream."""
-        return int(self.embed.weight.shape[1])  # type: ignore[union-attr, index]
+        return int(cast("Tensor", self.embed.weight).shape[1])
 
 
 def find_anatomy(module: nn.Module, layout: Layout | None = None) -> Anatomy:
@@ -140,26 +141,44 @@ def find_anatomy(module: nn.Module, layout: Layout | None = None) -> Anatomy:
     """
     path, blocks = _block_list(module, layout)
     container = module.get_submodule(path.rpartition(".")[0])
-    config = getattr(module, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = text_config(module)
     final_norm = module.get_submodule(layout.final_norm) if layout else _final_norm(module, container, path)
     embed = _embedding(module)
-    unembed = module.get_submodule(layout.unembed) if layout and layout.unembed else _call(module, "get_output_embeddings")
+    unembed = (
+        module.get_submodule(layout.unembed)
+        if layout and layout.unembed
+        else _call(module, "get_output_embeddings")
+    )
     parts = tuple(_block(block, config, layout) for block in blocks)
     if parts[0].attention is None or parts[0].mlp is None:
         missing = "attention" if parts[0].attention is None else "MLP"
-        raise BadInput(_unknown(module, f"block 0 ({type(blocks[0]).__name__}) has no child I know as its {missing}"))
-    width = int(getattr(config, "hidden_size", None) or embed.weight.shape[1])
+        raise BadInput(
+            _unknown(module, f"block 0 ({type(blocks[0]).__name__}) has no child I know as its {missing}")
+        )
+    width = int(getattr(config, "hidden_size", None) or cast("Tensor", embed.weight).shape[1])
     return Anatomy(embed, parts, final_norm, unembed, width, layout)
 
 
+def text_config(module: nn.Module) -> object:
+    """The configuration of the language model in a module; ``None`` where it has none."""
+    config: Any = getattr(module, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def is_centring(norm: nn.Module, width: int) -> bool:
-    """Whether a norm subtracts the mean (LayerNorm) or not (RMSNorm), found by shifting a probe vector."""
+    """Whether a norm subtracts the mean (LayerNorm) or not (RMSNorm), found by shifting a probe vector.
+
+    The norm's forward is called past its hooks: this runs inside them.
+    """
     parameter = next(norm.parameters(), None)
     device, dtype = (parameter.device, parameter.dtype) if parameter is not None else ("cpu", torch.float32)
     probe = torch.linspace(-1.0, 2.0, width, device=device, dtype=dtype).view(1, 1, -1)
     with torch.no_grad():
-        return bool(torch.allclose(norm(probe), norm(probe + 1.0), atol=1e-2 if dtype != torch.float32 else 1e-4))
+        return bool(
+            torch.allclose(
+                norm.forward(probe), norm.forward(probe + 1.0), atol=1e-2 if dtype != torch.float32 else 1e-4
+            )
+        )
 
 
 def epsilon(norm: nn.Module) -> float:
@@ -172,7 +191,9 @@ def _block_list(module: nn.Module, layout: Layout | None) -> tuple[str, nn.Modul
         try:
             blocks = module.get_submodule(layout.blocks)
         except AttributeError:
-            raise BadInput(_unknown(module, f"the layout's blocks {layout.blocks!r} is not a path of the model")) from None
+            raise BadInput(
+                _unknown(module, f"the layout's blocks {layout.blocks!r} is not a path of the model")
+            ) from None
         return layout.blocks, blocks  # type: ignore[return-value]
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList)}
     alike = {
@@ -195,7 +216,9 @@ def _block(block: nn.Module, config: object, layout: Layout | None) -> Block:
     mlp = block.get_submodule(layout.mlp) if layout else _descend(block, MLP)
     down = _descend(mlp, MLP_DOWN, within=1) if mlp is not None else None
     activation = _descend(mlp, ACTIVATION, within=1) if mlp is not None else None
-    if mlp is None and (down := getattr(block, "fc2", None)) is not None:  # OPT, XGLM: the layers hang on the block
+    if (
+        mlp is None and (down := getattr(block, "fc2", None)) is not None
+    ):  # OPT, XGLM: the layers hang on the block
         mlp, activation = block, _descend(block, ACTIVATION, within=1)
     heads = _attention_heads(config)
     q, k, v = (_descend(attention, (name,)) if attention is not None else None for name in QUERY_KEY_VALUE)
@@ -242,7 +265,14 @@ def _norms(block: nn.Module, config: object) -> tuple[nn.Module | None, ...]:
     has_other = _descend(block, SECOND_NORM[:2]) is not None
     if after_attention is None and (has_other or (first is None and after_mlp is not None)):
         after_attention = ambiguous
-    second = next((n for name in SECOND_NORM if (n := _descend(block, (name,))) is not None and n is not after_attention), None)
+    second = next(
+        (
+            n
+            for name in SECOND_NORM
+            if (n := _descend(block, (name,))) is not None and n is not after_attention
+        ),
+        None,
+    )
     return first, second, after_attention, after_mlp
 
 
@@ -312,7 +342,11 @@ def _descend(module: nn.Module, names: tuple[str, ...], within: int = 3) -> nn.M
 
 
 def _enterable(parent: nn.Module) -> Iterator[nn.Module]:
-    return (child for name, child in parent.named_children() if not isinstance(child, nn.ModuleList) and name != "experts")
+    return (
+        child
+        for name, child in parent.named_children()
+        if not isinstance(child, nn.ModuleList) and name != "experts"
+    )
 
 
 def _unknown(module: nn.Module, why: str) -> str:
@@ -321,7 +355,11 @@ def _unknown(module: nn.Module, why: str) -> str:
         for name, child in module.named_modules()
         if isinstance(child, nn.ModuleList) and len(child)
     ]
-    norms = [f"    {name}: {type(m).__name__}" for name, m in module.named_modules() if "norm" in type(m).__name__.lower()]
+    norms = [
+        f"    {name}: {type(m).__name__}"
+        for name, m in module.named_modules()
+        if "norm" in type(m).__name__.lower()
+    ]
     return (
         f"I cannot find my way in {type(module).__name__}: {why}.\n"
         "Candidates for blocks:\n" + ("\n".join(lists[:8]) or "    none") + "\n"

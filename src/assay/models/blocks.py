@@ -6,7 +6,7 @@ the model's own readout (final norm, projections, unembedding, soft caps, logit 
 of code per family.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ Forward = Callable[..., Any]
 
 
 @contextmanager
-def standing_aside(model: Model, replace: Callable[[int, Forward], Forward]) -> Iterator[None]:
+def standing_aside(model: Model, replace: Callable[[int, Forward], Forward]) -> Generator[None]:
     """Give every block another forward for a while.
 
     Args:

@@ -14,6 +14,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from assay.errors import BadInput
 from assay.estimates.checks import Check
@@ -198,7 +199,7 @@ def _rounding(model: Model, ids: Tensor) -> Check:
         message = f"Not compared with float64: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free."
         return Check(code, title, "warn", None, message, "Examine the model on a machine with more memory.")
     twin = copy.deepcopy(model.module).double()
-    if hasattr(twin, "set_experts_implementation"):  # the grouped kernel of mixtures knows no float64
+    if isinstance(twin, PreTrainedModel):  # the grouped kernel of mixtures knows no float64
         twin.set_experts_implementation("eager")
     try:
         with KeepFloat64():

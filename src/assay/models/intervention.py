@@ -5,7 +5,7 @@ module computes what it would have computed: logits are bit-identical, because h
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -25,14 +25,16 @@ from assay.models.sites import Port, find_port
 Inputs: TypeAlias = "Batch | Prompt | Sequence[Prompt] | Mapping[str, Any] | tuple[Any, ...]"
 
 
-def capture(model: Model, inputs: Inputs, sites: Sequence[str], *, grad: bool = False) -> dict[str, Tensor]:
+def capture(
+    model: Model, inputs: Inputs, sites: str | Sequence[str], *, grad: bool = False
+) -> dict[str, Tensor]:
     """Read activations at sites in one forward pass.
 
     Args:
         model: a model from ``load`` or ``wrap``.
         inputs: a text, a list of texts, token ids, or a ``Batch``; for a module that is not a decoder, a
             tensor, a tuple of positional arguments or a mapping of keyword arguments.
-        sites: names of sites (:mod:`assay.models.sites`), TransformerLens names, or module paths.
+        sites: one or several names of sites (:mod:`assay.models.sites`), TransformerLens names, or module paths.
         grad: keep the graph, so that gradients flow to and through what is captured.
 
     Returns:
@@ -44,7 +46,7 @@ def capture(model: Model, inputs: Inputs, sites: Sequence[str], *, grad: bool = 
     Raises:
         BadInput: an unknown site or layer, or a site this architecture does not have.
     """
-    return intervene(model, inputs, {}, capture=sites, grad=grad)
+    return intervene(model, inputs, {}, capture=[sites] if isinstance(sites, str) else sites, grad=grad)
 
 
 def intervene(
@@ -137,8 +139,6 @@ class Wiring:
         """
         wiring = cls(shape, edits=dict(edits), wanted=list(capture))
         for site in (*edits, *capture):
-            if not isinstance(site, str):
-                raise BadInput(f"a site is a name such as 'resid_post.3', not {site!r}")
             wiring.ports[site] = find_port(model.anatomy, model.module, site)
         for site in edits:
             if wiring.ports[site].derive is not None:
@@ -148,7 +148,7 @@ class Wiring:
         return wiring
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self) -> Generator[None]:
         """Put the hooks on, and take them off whatever happens."""
         by_module: dict[tuple[nn.Module, str], list[str]] = defaultdict(list)
         for site, port in self.ports.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from assay.errors import BadInput
-from assay.models.anatomy import Anatomy, Layout, find_anatomy
+from assay.models.anatomy import Anatomy, Layout, find_anatomy, text_config
 from assay.models.sites import available
 
 Tokens = tuple[int, ...]
@@ -67,8 +67,7 @@ class Model:
     @cached_property
     def context_length(self) -> int | None:
         """The longest prompt the model was built for; ``None`` where its configuration sets none."""
-        config = getattr(self.module, "config", None)
-        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        config = text_config(self.module)
         return next((int(v) for name in CONTEXT if isinstance(v := getattr(config, name, None), int)), None)
 
     def tokens(self, text: str | Sequence[int] | Tensor) -> Tokens:

@@ -13,7 +13,7 @@ The numbers are those of full forwards up to the order of summation. A family wh
 way is recognised by a self-test on the recorded run, and served by full forwards instead.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -157,7 +157,8 @@ def partial_forward(
 def default_rows(recording: Recording) -> int:
     """Rows of one pass that fit the budget, by what a row holds at its widest: neurons, keys and values."""
     resid, down = recording.resid[0], recording.blocks.model.parts.blocks[0].mlp_down
-    width = max(down.weight.shape) if hasattr(down, "weight") else 4 * resid.shape[-1]
+    weight = getattr(down, "weight", None)
+    width = max(weight.shape) if isinstance(weight, Tensor) else 4 * resid.shape[-1]
     stored = sum(part.shape[1] * part.shape[-1] for part in recording.cache[0]) if recording.cache else 0
     row = resid.shape[1] * (3 * width + 6 * resid.shape[-1] + 3 * stored) * resid.element_size()
     return max(len(resid), min(MEMORY_BUDGET, free_memory(resid.device) // 2) // row)
@@ -276,7 +277,7 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
 
 
 @contextmanager
-def _memory_explained(rows: int) -> Iterator[None]:
+def _memory_explained(rows: int) -> Generator[None]:
     """Turn the allocator's error, on a graphics card or on a processor, into one that says what to set."""
     try:
         yield

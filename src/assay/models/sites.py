@@ -80,7 +80,9 @@ class Port:
     shared: bool = False
     attention: nn.Module | None = None
     overwritten: bool = False
-    axes: dict[str, int] = field(default_factory=lambda: {"rows": 0, "positions": 1, "heads": 2, "neurons": -1})
+    axes: dict[str, int] = field(
+        default_factory=lambda: {"rows": 0, "positions": 1, "heads": 2, "neurons": -1}
+    )
 
     def read(self, tensor: Tensor) -> Tensor:
         """The site's value in the port's tensor: a view wherever the memory layout allows one."""
@@ -149,7 +151,9 @@ def available(anatomy: Anatomy) -> list[str]:
     """Every site this architecture has, in the order of the forward pass."""
     names = ["embed"]
     for index, block in enumerate(anatomy.blocks):
-        names += [f"{name}.{index}" for name in PER_LAYER if _block_port(name, block, anatomy.d_model) is not None]
+        names += [
+            f"{name}.{index}" for name in PER_LAYER if _block_port(name, block, anatomy.d_model) is not None
+        ]
     return [*names, *(("final_norm_scale", "final_norm") if anatomy.final_norm is not None else ()), "logits"]
 
 
@@ -213,9 +217,8 @@ def _port_shared(module: nn.Module | None) -> Port | None:
 
 
 def _scale_port(norm: nn.Module, width: int) -> Port:
-    centring, eps = is_centring(norm, width), epsilon(norm)
-
     def scale(x: Tensor) -> Tensor:
+        centring, eps = is_centring(norm, width), epsilon(norm)
         square = x.var(-1, keepdim=True, unbiased=False) if centring else x.square().mean(-1, keepdim=True)
         return torch.sqrt(square + eps)
 
@@ -244,7 +247,9 @@ def _fused_view(name: str, block: Block) -> HeadView:
     kind = type(block.attention).__name__
     if kind == "CodeGenAttention":  # written for four-way model parallelism, in the order q, v, k
         return HeadView((4, 3, heads // 4, -1), 1, "qvk".index(name), 1)
-    if getattr(config, "new_decoder_architecture", False):  # Falcon: each group holds its queries, one key, one value
+    if getattr(
+        config, "new_decoder_architecture", False
+    ):  # Falcon: each group holds its queries, one key, one value
         group = heads // kv
         return HeadView((kv, group + 2, -1), 1, (0, group, group + 1)[index], group if name == "q" else 1)
     grouped = kv != heads
@@ -268,7 +273,7 @@ def _absence(name: str, block: Block) -> str:
 def _unknown_site(site: str, anatomy: Anatomy | None, module: nn.Module) -> str:
     if anatomy is None:
         paths = [name for name, _ in module.named_modules() if name]
-        return f"unknown site {site!r}: on this model sites are module paths (add ':in' for the input): {', '.join(paths[:12])}"
+        return f"unknown site {site!r}; here sites are module paths (':in' for the input): {', '.join(paths[:12])}"
     per_layer = ", ".join(f"{name}.L" for name in PER_LAYER)
     return (
         f"unknown site {site!r}. Sites are {', '.join(WHOLE)}, {per_layer} with a layer L from 0 to "
