@@ -116,8 +116,9 @@ def answer_tokens(model: Model, prompt: str | Sequence[int], answer: str | Seque
     before = model.tokens(prompt)
     if isinstance(prompt, str):
         whole = model.tokens(prompt + answer)
-        if whole[: len(before)] == before and len(whole) > len(before):
-            return whole[len(before) :]
+        rest, unknown = whole[len(before) :], getattr(model.tokenizer, "unk_token_id", None)
+        if whole[: len(before)] == before and rest and unknown not in rest:
+            return rest
     if model.tokenizer is None:
         raise BadInput("the answer is a text and the model has no tokenizer: give token ids")
     ids = tuple(int(i) for i in model.tokenizer(answer, add_special_tokens=False)["input_ids"])

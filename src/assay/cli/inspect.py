@@ -44,12 +44,9 @@ def doctor(model: str, *, loading: Loading = AS_IT_IS, as_json: Json = False, qu
         quiet: Only the checks that do not pass.
     """
     from assay.models.doctor import doctor as examine
-    from assay.models.loading import load
 
     note(f"loading {model}", quiet=quiet)
-    loaded = load(
-        model, device=loading.device, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code
-    )
+    loaded = loading.load(model)
     note("examining it", quiet=quiet)
     found = examine(loaded)
     if as_json:
@@ -208,7 +205,6 @@ def rerun(
     """
     from assay.runs.rerun import rerun as repeat
 
-    note(f"repeating {run}", quiet=quiet)
     with shown("repeating", quiet=quiet) as progress:
         found = repeat(run, progress=progress, out=out)
     page = found.result.report()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 from cyclopts import Parameter
 
-from assay.cli.options import Loading, Running, text_of
+from assay.cli.options import Loading, Running, require_utf8, text_of
 from assay.cli.output import (
     amount,
     check_lines,
@@ -26,7 +26,6 @@ from assay.cli.output import (
     say,
 )
 from assay.cli.progress import shown
-from assay.models.loading import load
 from assay.models.model import Model
 from assay.runs.executors import InProcess, LocalProcesses
 from assay.runs.forecast import Forecast, forecast
@@ -80,6 +79,8 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
         bound.apply_defaults()
         settings = dict(bound.arguments)
         source, loading, running = (settings.pop(name) for name in ("model", "loading", "running"))
+        for setting in settings.values():
+            require_utf8(setting)
         text = next(iter(settings))  # what follows the model in every verb
         if settings[text] is not None:
             settings[text] = text_of(settings[text])
@@ -151,9 +152,7 @@ def _measure(
     verb: Callable[..., Result], source: str, settings: dict[str, Any], loading: Loading, running: Running
 ) -> int:
     note(f"loading {source}", quiet=running.quiet)
-    model = load(
-        source, device=loading.device, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code
-    )
+    model = loading.load(source)
     if running.dry_run:
         return _rehearse(verb, model, settings, as_json=running.as_json)
     executor = LocalProcesses(running.processes) if running.processes > 1 else InProcess()

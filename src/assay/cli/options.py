@@ -3,11 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 from assay.errors import BadInput
+
+if TYPE_CHECKING:
+    from assay.models.model import Model
 
 RUNNING = Group("Running", sort_key=10)
 
@@ -31,6 +34,15 @@ class Loading:
     dtype: Dtype = "float32"
     trust_remote_code: Flag = False
 
+    def load(self, source: str) -> "Model":
+        """Load a model; what transformers says on the way is for programmers, and kept from the terminal."""
+        from transformers.utils import logging as transformers_logging
+
+        from assay.models.loading import load
+
+        transformers_logging.set_verbosity_error()
+        return load(source, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+
 
 @Parameter(name="*", group=RUNNING)
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +58,22 @@ class Running:
     """
 
     out: Path = Path("runs")
-    processes: int = 1
+    processes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1
     dry_run: Flag = False
     as_json: Json = False
     quiet: Flag = False
+
+
+def require_utf8(argument: object) -> None:
+    """Refuse words whose bytes are no UTF-8, which no tokenizer could read.
+
+    Raises:
+        BadInput: naming the argument.
+    """
+    words = [argument] if isinstance(argument, str) else argument if isinstance(argument, tuple) else []
+    for word in words:
+        if isinstance(word, str) and any("\ud800" <= char <= "\udfff" for char in word):
+            raise BadInput(f"The argument {word!r} is not UTF-8; set the terminal's encoding, or pass @FILE.")
 
 
 def text_of(argument: str) -> str:
