@@ -22,7 +22,7 @@ def test_each_variant_is_written_in_each_format(tmp_path: Path) -> None:
     variants = save_figures(SyntheticResult(synthetic.trace(), "causal_trace"), tmp_path, ["svg"])
     assert [path.stem for path in variants] == [
         *("causal_trace-state", "causal_trace-mlp", "causal_trace-attn"),
-        *(f"causal_trace-{kind}-log-probability" for kind in ("state", "mlp", "attn")),
+        *(f"causal_trace-{kind}-nats" for kind in ("state", "mlp", "attn")),
     ]
 
 

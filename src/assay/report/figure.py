@@ -33,10 +33,12 @@ class Readout:
     Attributes:
         bars: lines drawn for every row of the table that belongs to the cell.
         facts: title shown -> column, read from the first such row.
+        unit: what the bars measure.
     """
 
     bars: Sequence[Bar] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def _embedded(figure: Figure, tables: dict[str, Any]) -> dict[str, Any]:
             for label, options in figure.variants.items()
         },
         "bars": [[bar.label, bar.value, bar.low, bar.high] for bar in figure.readout.bars],
+        "unit": figure.readout.unit,
         "facts": list(figure.readout.facts.items()),
     }
 

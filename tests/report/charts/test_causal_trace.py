@@ -76,6 +76,14 @@ def test_the_other_metric_has_its_own_level_interval_and_corrupted_run() -> None
         causal_trace.chart(dataset, metric="accuracy")
 
 
+def test_an_answer_of_several_tokens_is_shown_in_nats_first() -> None:
+    dataset = synthetic.trace().assign_attrs(answer_tokens=[5, 6])
+    [figure] = causal_trace.figures(dataset)
+    assert next(iter(figure.variants)) == "state, nats"
+    assert "nats of its log-probability" in causal_trace.findings(dataset)[0].text
+    assert "of its probability" in causal_trace.findings(dataset.assign_attrs(answer_tokens=[5]))[0].text
+
+
 def test_subject_tokens_are_marked() -> None:
     picture = causal_trace.chart(
         synthetic.trace(subject=(1, 2, 7)), kind="attn", orientation="layers-right"
@@ -104,4 +112,4 @@ def test_findings_tell_each_occurrence_of_the_subject_apart() -> None:
         14 + int(best[14:16].argmax()),
     ]
     assert "“Dursley” (tokens 3 to 5)" in found[0].text
-    assert f"{best[3:6].max():+.3f}" in found[0].text
+    assert f"{best[3:6].max():+.3g}" in found[0].text

@@ -4,6 +4,7 @@
 function readout(figure, title) {
   const rows = figure.here();
   const block = make("section", {}, make("h4", {}, title));
+  block.append(make("p", { className: "faint unit" }, figure.content.unit));
   if (!rows.length) {
     block.append(make("p", { className: "faint" }, "nothing measured at this place"));
     return block;

@@ -30,11 +30,14 @@ class _Metric:
     restored: str  # column of the level with one place restored
     effect: str  # column of the level minus that of the corrupted run; its interval has the suffixes _low and _high
     title: str  # around the answer
+    unit: str  # of an effect
 
 
 _METRICS = {
-    "probability": _Metric("p_restored", "effect", "p({})"),
-    "log_probability": _Metric("log_p_restored", "log_effect", "log p({}) (nats)"),
+    "probability": _Metric("p_restored", "effect", "p({})", "of its probability"),
+    "log_probability": _Metric(
+        "log_p_restored", "log_effect", "log p({}) (nats)", "nats of its log-probability"
+    ),
 }
 _TABLE = "causal_trace"
 _FADED = 0.3
@@ -44,7 +47,7 @@ def chart(
     dataset: xr.Dataset,
     *,
     kind: str = "all",
-    metric: str = "probability",
+    metric: str | None = None,
     orientation: Orientation = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart | alt.HConcatChart:
@@ -54,7 +57,8 @@ def chart(
         dataset: result of `assay.causal_trace`.
         kind: what was restored; ``"all"`` puts the kinds of the dataset side by side.
         metric: ``"probability"`` of the answer, or ``"log_probability"`` in nats, which also shows what raises
-            an answer from very unlikely to unlikely.
+            an answer from very unlikely to unlikely. By default probability for an answer of one token, nats
+            for several, whose joint probability a single place can hardly bring back.
         orientation: ``"layers-down"`` or ``"layers-right"``.
         blocks: layers to make room for; those of the dataset when not given.
 
@@ -69,6 +73,7 @@ def chart(
         raise BadInput(
             f"kind={kind!r} was not traced: this trace has {', '.join(kinds)}; 'all' shows every one."
         )
+    metric = metric or _metrics(dataset)[0]
     if metric not in _metrics(dataset):
         raise BadInput(f"metric={metric!r} is not drawn: choose one of {', '.join(_metrics(dataset))}.")
     cells = frame(dataset)
@@ -84,7 +89,7 @@ def panel(
     cells: pd.DataFrame,
     *,
     kind: str,
-    metric: str = "probability",
+    metric: str,
     orientation: str = "layers-down",
     blocks: Sequence[int] | None = None,
 ) -> alt.LayerChart:
@@ -137,6 +142,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
     kinds = [str(name) for name in dataset["kind"].values]
     answer, subject = (visible(str(dataset.attrs[name]), space=" ") for name in ("answer", "subject"))
     clean, corrupted = float(dataset["p_clean"]), float(dataset["p_corrupted"])
+    shown = _METRICS[_metrics(dataset)[0]].effect
     return [
         Figure(
             name=_TABLE,
@@ -144,8 +150,8 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
             caption=(
                 f"Probability of the answer “{answer}” when the subject “{subject}” is corrupted and "
                 f"one place is put back to its clean value. Clean run: {clean:.3g}; corrupted run: "
-                f"{corrupted:.3g}, the low end of the colours. Corrupted tokens carry a bar; faded cells are "
-                "those whose effect has an interval that includes zero."
+                f"{corrupted:.3g}, the low end of the colours (logarithms in nats). Corrupted tokens carry a "
+                "bar; faded cells are those whose effect has an interval that includes zero."
             ),
             draw=lambda kind, **options: panel(dataset, cells, kind=kind, blocks=blocks, **options),
             frame=cells,
@@ -156,7 +162,10 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
                 for name in kinds
             },
             linked=True,
-            readout=Readout(bars=[Bar("kind", "effect", "effect_low", "effect_high")]),
+            readout=Readout(
+                bars=[Bar("kind", shown, f"{shown}_low", f"{shown}_high")],
+                unit=f"gives back [95% interval] {_METRICS[_metrics(dataset)[0]].unit}",
+            ),
         )
     ]
 
@@ -185,12 +194,14 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def _metrics(dataset: xr.Dataset) -> list[str]:
-    """Give the metrics that the dataset holds and that are drawn."""
-    return [name for name in _METRICS if name == "probability" or name in dataset.get("metric", [])]
+    """Give the metrics that the dataset holds and that are drawn, the one to show first in front."""
+    held = [name for name in _METRICS if name == "probability" or name in dataset.get("metric", [])]
+    several = len(np.atleast_1d(dataset.attrs.get("answer_tokens", 0))) > 1
+    return held[::-1] if several else held
 
 
 def _label(kind: str, metric: str) -> str:
-    return kind if metric == "probability" else f"{kind}, {metric.replace('_', '-')}"
+    return kind if metric == "probability" else f"{kind}, nats"
 
 
 def _domain(dataset: xr.Dataset, cells: pd.DataFrame, metric: str) -> list[float]:
@@ -223,31 +234,31 @@ def _flat(dataset: xr.Dataset, name: str) -> np.ndarray:
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say how much each run of corrupted subject tokens carries, against the other tokens of the passage."""
-    state = dataset.sel(kind="state") if "state" in dataset["kind"].values else dataset.isel(kind=0)
-    effect, stderr = (
-        state[name].transpose("layer", "position").values
-        for name in ("indirect_effect", "indirect_effect_stderr")
-    )
+    cells, metric = frame(dataset), _metrics(dataset)[0]
+    column, shape = _METRICS[metric].effect, (dataset.sizes["layer"], dataset.sizes["position"])
+    kind = "state" if "state" in dataset["kind"].values else str(dataset["kind"].values[0])
+    state = cells[cells["kind"] == kind]
+    effect, stderr = (np.asarray(state[name]).reshape(shape) for name in (column, f"{column}_stderr"))
     is_subject = dataset["is_subject"].values.astype(bool)
-    texts = [str(text) for text in dataset["token"].values]
-    answer, last = visible(str(dataset.attrs["answer"]), space=" "), len(texts) - 1
+    last = len(is_subject) - 1
     others = [place for place in range(int(np.argmax(is_subject)), last) if not is_subject[place]]
+    texts = [str(text) for text in dataset["token"].values]
+    answer, unit = visible(str(dataset.attrs["answer"]), space=" "), _METRICS[metric].unit
     found: list[Finding] = []
     for first, final in _runs(is_subject):
         within = effect[:, first : final + 1]
         block, offset = (int(index) for index in np.unravel_index(np.argmax(within), within.shape))
         place = first + offset
-        spread = f" ± {stderr[block, place]:.3f}" if np.isfinite(stderr[block, place]) else ""
+        spread = f" ± {stderr[block, place]:.2g}" if np.isfinite(stderr[block, place]) else ""
         name = visible("".join(texts[first : final + 1]).strip(), space=" ")
         text = (
-            f"To predict “{answer}” after “{visible(texts[last])}” (token {last}), the earlier "
-            f"“{name}” (tokens {first} to {final}) gives back up to "
-            f"{effect[block, place]:+.3f}{spread} of the probability when restored (at "
-            f"“{visible(texts[place])}”, after block {block})"
+            f"To predict “{answer}” after “{visible(texts[last])}” (token {last}), the earlier “{name}” "
+            f"(tokens {first} to {final}) gives back up to {effect[block, place]:+.3g}{spread} {unit} when "
+            f"restored (at “{visible(texts[place])}”, after block {block})"
         )
         if others:
             elsewhere = np.median(effect[:, others].max(axis=0))
-            text += f"; the median other token since then, at most {elsewhere:+.3f}"
+            text += f"; the median other token since then, at most {elsewhere:+.2g}"
         found.append(Finding(f"{text}.", position=place, block=block))
     return found
 

@@ -133,6 +133,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
                     "entropy (nats)": "entropy",
                     "KL(final || layer) (nats)": "kl_to_final",
                 },
+                unit="top tokens and their probabilities",
             ),
             surprisal=_surprisal(dataset),
         )

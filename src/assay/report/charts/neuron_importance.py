@@ -103,6 +103,7 @@ def figures(dataset: xr.Dataset, *, blocks: Sequence[int] | None = None) -> list
                     "largest": "importance_max",
                     "untrained": "untrained_importance",
                 },
+                unit=f"top neurons and their attributions to the {metric}",
             ),
         )
     ]

@@ -30,10 +30,9 @@ def chart(
         An Altair chart in the light theme.
     """
     drawn = figures(dataset)
-    options: list[dict[str, Any]] = [{"colour": colour}, {"kind": "state"}, {}]
-    pictures = [
-        figure.draw(orientation=orientation, **own) for figure, own in zip(drawn, options, strict=True)
-    ]
+    first: list[dict[str, Any]] = [dict(next(iter(figure.variants.values()))) for figure in drawn]
+    first[0]["colour"] = colour
+    pictures = [figure.draw(orientation=orientation, **own) for figure, own in zip(drawn, first, strict=True)]
     together = alt.hconcat(*pictures).resolve_scale(color="independent")
     return finished(together, {figure.name: figure.frame for figure in drawn})
 
