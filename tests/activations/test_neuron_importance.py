@@ -160,6 +160,14 @@ def test_without_an_answer_the_model_s_own_next_token_is_taken(model: Model) -> 
     assert dataset.sizes["position"] == len(TEXT)
 
 
+def test_the_last_block_matters_at_the_last_position_only(model: Model) -> None:
+    importance = (
+        assay.neuron_importance(model, TEXT, exact=2, top_k=1, baseline=False).dataset["importance"].values
+    )
+    assert (importance[-1, :-1] == 0).all()
+    assert (importance[-1, -1] > 0) and (importance[:-1] > 0).all()
+
+
 def test_an_answer_may_be_given_as_text(tiny_llama: Model) -> None:
     dataset = assay.neuron_importance(tiny_llama, "Mr Dursley", " seen Harry", exact=2, top_k=1).dataset
     assert dataset.attrs["answer"] == " seen Harry"

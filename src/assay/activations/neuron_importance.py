@@ -12,9 +12,9 @@ exactly, and the agreement of the two is part of the result.
 Cost: one forward and one backward pass for all neurons of all layers; for the exact ablations
 ``2 exact`` partial forwards (:mod:`assay.models.partial`); the first pass again for the untrained twin.
 
-Limits: a first-order estimate misses neurons that act through a saturated softmax, and overstates those whose effect
-is bounded; look at the agreement. Zero is a value few neurons take, the mean over the prompt is one they do.
-Ablations of small effect are only known up to the rounding of the logits.
+Limits: a first-order estimate is too small where the answer is nearly certain and its log-probability flat, and too
+large for neurons whose effect is bounded; look at the agreement. One neuron at a time, those that stand in for each
+other look unimportant. Effects below the rounding of the logits (in float32 up to 1e-5 nats) say nothing.
 """
 
 from collections.abc import Generator, Mapping, Sequence
