@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "__version__",
     "at",
+    "average_causal_trace",
     "capture",
     "causal_trace",
     "intervene",
@@ -43,6 +45,7 @@ _HOMES = {
     "Layout": "assay.models.anatomy",
     "Result": "assay.runs.result",
     "at": "assay.models.edits",
+    "average_causal_trace": "assay.activations.average_trace",
     "capture": "assay.models.intervention",
     "causal_trace": "assay.activations.causal_trace",
     "intervene": "assay.models.intervention",
