@@ -22,6 +22,7 @@ MEASURE = {
     "lens": "Logit lens: what each layer would say if the model stopped there.",
     "trace": "Causal trace: which states carry a fact about a subject to the answer.",
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
+    "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }
 WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."
@@ -40,6 +41,7 @@ def _app() -> App:
         help=(assay.__doc__ or "").partition("\n")[0],
         version=assay.__version__,
         default_parameter=Parameter(negative_iterable=()),  # no --empty-kinds
+        suppress_keyboard_interrupt=False,  # what is kept is to be said
     )
     measure, inspect, other = (
         Group(name, sort_key=place) for place, name in enumerate(("Measure", "Inspect", "Other"))

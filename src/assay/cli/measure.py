@@ -45,6 +45,7 @@ VERBS = {
     "lens": Verb("assay.activations.logit_lens", "logit_lens"),
     "trace": Verb("assay.activations.causal_trace", "causal_trace"),
     "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
+    "patch": Verb("assay.activations.patching", "patch"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
 MODEL_HELP = "What to measure."
@@ -82,7 +83,9 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
         for setting in settings.values():
             require_utf8(setting)
         text = next(iter(settings))  # what follows the model in every verb
-        if settings[text] is not None:
+        if isinstance(settings[text], tuple):
+            settings[text] = tuple(map(text_of, settings[text]))
+        elif settings[text] is not None:
             settings[text] = text_of(settings[text])
         return _measure(verb, source, settings, loading, running)
 
@@ -120,8 +123,9 @@ def _spelled(annotation: Any) -> Any:
     """What of a setting's type can be written as words: text before numbers, several words before one."""
     options = list(_alternatives(annotation))
     optional = type(None) in options
-    sequences = [option for option in options if typing.get_origin(option) is not None and _is_words(option)]
+    lists = [option for option in options if typing.get_origin(option) is not None]
     words = [option for option in options if option in (str, int, float, bool) or _is_literal(option)]
+    sequences = [option for option in lists if _is_words(option)] or ([] if words else lists)
     if sequences:
         chosen: Any = Annotated[
             tuple[typing.get_args(sequences[0])[0], ...], Parameter(consume_multiple=True)
