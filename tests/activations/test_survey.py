@@ -112,7 +112,7 @@ def test_costs_are_in_one_unit(model: Model) -> None:
     ratio = {name: units[name] / own[name] for name in units}
     assert ratio["lens.positions-00000"] == pytest.approx(model.parts.vocabulary * model.d_model / block)
     assert ratio["trace.untrained"] == pytest.approx(model.n_layers / 2)
-    assert ratio["neurons.attribution"] == pytest.approx(1)
+    assert ratio["neurons.untrained"] == pytest.approx(1)
     assert measurement.memory(model) == max(m.memory(model) or 0 for m in measurement.parts.values())
 
 
@@ -120,9 +120,8 @@ def test_a_name_of_several_tokens_is_cut_after_its_first(model: Model) -> None:
     cut = recurrence(model, TEXT, "Tarly")
     texts = model.token_texts(cut.tokens)
     assert "".join(texts) == TEXT
-    name = "".join(texts[cut.length - 1 : cut.length + len(cut.answer)])
-    assert name.strip() == "Tarly"
-    assert len(cut.answer) >= 1
+    assert texts[cut.length - 1].strip() and "Tarly".startswith(texts[cut.length - 1].strip())
+    assert cut.answer == cut.tokens[cut.length : cut.length + 1]  # the second token of the name
     assert "".join(texts[p] for p in cut.subject).strip() == "Tarly"
     assert "".join(texts[: min(cut.subject)]).strip() == "When Mr"
 
@@ -174,7 +173,8 @@ def test_the_shipped_passage_is_corrupted_by_other_names_where_they_fit(
     shipped = passage()
     prompt = model.tokens(shipped.prompt)
     assert measurement.tokens[: measurement.length] == prompt
-    assert "".join(model.token_texts(measurement.answer)) == shipped.answer
+    (answer,) = model.token_texts(measurement.answer)
+    assert answer and shipped.answer.startswith(answer)
     expected = [
         model.tokens(shipped.prompt.replace(shipped.name, other)) for other in shipped.replacements[:3]
     ]

@@ -2,8 +2,8 @@
 
 An unusual name that comes back can only be copied, so its later occurrence shows where a model keeps what it read.
 The lens reads the whole text. Trace and neurons read the prompt, which ends inside the name's last occurrence: after
-its first token, or before it where the name is one token; the rest of the name is the answer. The trace corrupts all
-earlier occurrences: in the shipped passage by other names, where the tokenizer gives all of them as many tokens, and
+its first token, or before it where the name is one token; the name's next token is the answer (one token, because no
+single state brings back several at once). The trace corrupts all earlier occurrences: in the shipped passage by other names, where the tokenizer gives all of them as many tokens, and
 otherwise by noise.
 
 The three are measured as they are alone (:mod:`assay.activations.logit_lens`, :mod:`~assay.activations.causal_trace`,
@@ -43,7 +43,7 @@ class Recurrence(NamedTuple):
         tokens: token ids of the text.
         length: how many of them are the prompt.
         subject: positions of the name's occurrences before the last.
-        answer: the name's tokens that follow the prompt.
+        answer: the name's token that follows the prompt.
     """
 
     tokens: Tokens
@@ -226,7 +226,7 @@ def recurrence(model: Model, text: str, name: str) -> Recurrence:
             f"the name {name!r} occurs once in the text; a survey needs one that comes back: give another"
         )
     length = last[0] + (len(last) > 1)
-    return Recurrence(tokens, length, earlier, tokens[length : last[-1] + 1])
+    return Recurrence(tokens, length, earlier, tokens[length : length + 1])
 
 
 def recurring_name(model: Model, text: str) -> str:
