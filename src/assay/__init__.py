@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from assay.activations.causal_trace import causal_trace
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
+    from assay.activations.patching import patch
     from assay.activations.survey import survey
     from assay.errors import BadInput
     from assay.models.anatomy import Layout
@@ -36,6 +37,7 @@ __all__ = [
     "logit_lens",
     "neuron_importance",
     "partial_forward",
+    "patch",
     "survey",
     "wrap",
 ]
@@ -53,6 +55,7 @@ _HOMES = {
     "logit_lens": "assay.activations.logit_lens",
     "neuron_importance": "assay.activations.neuron_importance",
     "partial_forward": "assay.models.partial",
+    "patch": "assay.activations.patching",
     "survey": "assay.activations.survey",
     "wrap": "assay.models.loading",
 }

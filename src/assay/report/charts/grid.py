@@ -35,6 +35,7 @@ class Grid:
         orientation: layers from top to bottom, or from left to right.
         column_width: width of a cell in pixels.
         strong: positions whose token label is set in bold.
+        layer_title: title of the layer axis.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Grid:
     orientation: str = "layers-down"
     column_width: int = 14
     strong: frozenset[int] = field(default_factory=frozenset)
+    layer_title: str = "after block"
 
     def __post_init__(self) -> None:
         if self.orientation not in ORIENTATIONS:
@@ -70,9 +72,9 @@ class Grid:
         scale = alt.Scale(domain=list(self.blocks), paddingInner=0, paddingOuter=0)
         label = "datum.value < 0 ? 'in' : datum.value"
         if self.orientation == "layers-down":
-            axis = alt.Axis(orient="left", title="after block", labelExpr=label)
+            axis = alt.Axis(orient="left", title=self.layer_title, labelExpr=label)
             return {"y": alt.Y("block:O", scale=scale, axis=axis)}
-        axis = alt.Axis(orient="top", title="after block", labelExpr=label, labelAngle=0, labelOverlap=True)
+        axis = alt.Axis(orient="top", title=self.layer_title, labelExpr=label, labelAngle=0, labelOverlap=True)
         return {"x": alt.X("block:O", scale=scale, axis=axis)}
 
     def beside_tokens(self) -> dict[str, Any]:

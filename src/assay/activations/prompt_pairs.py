@@ -1,0 +1,236 @@
+"""Pairs of prompts: text to token ids of one length, the two runs of a pair, and what patching one into the other does.
+
+:class:`PairRuns` knows nothing of units, intervals or datasets.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from assay.activations.subject import answer_tokens
+from assay.errors import BadInput
+from assay.models.model import Model, Tokens
+from assay.models.partial import Recording, SiteEdit, partial_forward, record
+
+Prompts: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]"
+Metric = Literal["log_probability", "probability", "logit_difference", "kl_from_clean"]
+Direction = Literal["denoise", "noise"]
+NEEDS: dict[Metric, tuple[str, ...]] = {
+    "log_probability": ("answer",),
+    "probability": ("answer",),
+    "logit_difference": ("answer", "foil"),
+    "kl_from_clean": (),
+}
+"""What each metric cannot do without."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairRuns:
+    """The runs of one pair of prompts, one row each.
+
+    Attributes:
+        clean: the run on the clean prompt.
+        corrupted: the run on the corrupted prompt.
+        direction: ``denoise`` patches clean values into the corrupted run, ``noise`` the other way round.
+        metrics: what is measured at the last position.
+        answer: token id of the answer; -1 where no metric needs one.
+        foil: token id the logit difference is taken against; -1 where none needs one.
+        final: the clean run's log-probabilities at the last position, (vocabulary,).
+    """
+
+    clean: Recording
+    corrupted: Recording
+    direction: Direction
+    metrics: tuple[Metric, ...]
+    answer: int
+    foil: int
+    final: Tensor
+
+    @property
+    def base(self) -> Recording:
+        """The run that is patched."""
+        return self.corrupted if self.direction == "denoise" else self.clean
+
+    @property
+    def source(self) -> Recording:
+        """The run that values come from."""
+        return self.clean if self.direction == "denoise" else self.corrupted
+
+    def of_run(self, run: Recording) -> Tensor:
+        """The metrics of a run itself, (metric,)."""
+        return self.measure(run.readout(run.resid[-1][:, -1])[None, :, None])[0, 0]
+
+    def patched(
+        self, source: Recording, places: Sequence[tuple[str, int | None]], position: int, max_rows: int | None
+    ) -> Tensor:
+        """The metrics of the base run with one place of another run put in.
+
+        Args:
+            source: the run that values come from; it has recorded the sites.
+            places: site and head, each patched alone.
+            position: where.
+            max_rows: most rows in one pass; ``None`` for what memory allows.
+
+        Returns:
+            (place, metric).
+        """
+        variants = []
+        for site, head in places:
+            value = source.sites[site][:, [position]]
+            value = value if head is None else value[:, :, head]
+            variants.append((SiteEdit(site, value, (position,), head),))
+        return partial_forward(self.base, variants, self.measure, max_rows=max_rows)[:, 0]
+
+    def measure(self, logits: Tensor) -> Tensor:
+        """The metrics of logits at the last position.
+
+        Args:
+            logits: (variant, row, 1, vocabulary).
+
+        Returns:
+            (variant, row, metric): the answer's log-probability and probability, its logit minus the foil's, and
+            KL(clean || patched) in nats.
+        """
+        logits = logits[:, :, 0].float()
+        log_probabilities = logits.log_softmax(-1)
+        answer = log_probabilities[..., self.answer]
+        found = {
+            "log_probability": answer,
+            "probability": answer.exp(),
+            "logit_difference": logits[..., self.answer] - logits[..., self.foil],
+            "kl_from_clean": ((self.final - log_probabilities) * self.final.exp()).sum(-1).clamp_min(0),
+        }
+        return torch.stack([found[metric] for metric in self.metrics], -1)
+
+
+def pair_runs(
+    model: Model,
+    pair: tuple[Tokens, Tokens],
+    sites: Sequence[str],
+    *,
+    direction: Direction,
+    metrics: tuple[Metric, ...],
+    answer: int,
+    foil: int,
+) -> PairRuns:
+    """Run both prompts of a pair.
+
+    Args:
+        model: a decoder.
+        pair: the clean and the corrupted prompt's token ids.
+        sites: what the source run keeps.
+        direction: which of the two is the source.
+        metrics: what is measured.
+        answer: token id of the answer, or -1.
+        foil: token id of the foil, or -1.
+
+    Returns:
+        The runs.
+    """
+    denoise = direction == "denoise"
+    clean = record(model, torch.tensor([pair[0]]), sites=sites if denoise else ())
+    corrupted = record(model, torch.tensor([pair[1]]), sites=() if denoise else sites)
+    final = clean.readout(clean.resid[-1][:, -1])[0].float().log_softmax(-1)
+    return PairRuns(clean, corrupted, direction, metrics, answer, foil, final)
+
+
+def prompts_of(model: Model, given: Prompts) -> tuple[Tokens, ...]:
+    """Token ids of one or several prompts.
+
+    Args:
+        model: gives the tokenizer.
+        given: a text, several texts, token ids, or several prompts of token ids.
+
+    Returns:
+        The ids of each prompt.
+
+    Raises:
+        BadInput: no prompt, or an empty one.
+    """
+    if len(given) == 0:
+        raise BadInput("no prompt was given: the list is empty")
+    if isinstance(given, str) or all(isinstance(item, int) for item in given):
+        return (model.tokens(given),)  # type: ignore[arg-type]
+    return tuple(model.tokens(prompt) for prompt in given)  # type: ignore[arg-type]
+
+
+def single_tokens(
+    model: Model, prompts: Prompts, given: str | int | Sequence[str] | Sequence[int] | None, what: str
+) -> Tokens:
+    """The one token that answers each prompt.
+
+    Args:
+        model: gives the tokenizer.
+        prompts: the clean prompts, as they were given.
+        given: one answer for all, or one a prompt, as text with its leading space or as a token id.
+        what: ``answer`` or ``foil``, for messages.
+
+    Returns:
+        One token id a prompt; empty where nothing was given.
+
+    Raises:
+        BadInput: another number of answers than prompts, or an answer of several tokens.
+    """
+    if given is None:
+        return ()
+    several = not isinstance(prompts, str) and not all(isinstance(item, int) for item in prompts)
+    listed = list(prompts) if several else [prompts]
+    answers = [given] * len(listed) if isinstance(given, str | int) else list(given)
+    if len(answers) != len(listed):
+        raise BadInput(
+            f"{len(answers)} values of {what} for {len(listed)} pairs: give one for all, or one each"
+        )
+    found: list[int] = []
+    for prompt, one in zip(listed, answers, strict=True):
+        ids = answer_tokens(model, prompt, one) if isinstance(one, str) else model.tokens([one])  # type: ignore[arg-type]
+        if len(ids) > 1:
+            raise BadInput(
+                f"the {what} {one!r} is {len(ids)} tokens, {model.token_texts(ids)}; the metric reads one "
+                "position: give a single token"
+            )
+        found += ids
+    return tuple(found)
+
+
+def check_pairs(clean: Sequence[Tokens], corrupted: Sequence[Tokens]) -> None:
+    """Refuse prompts whose positions cannot be paired.
+
+    Args:
+        clean: token ids of the clean prompts.
+        corrupted: token ids of the corrupted prompts.
+
+    Raises:
+        BadInput: not as many of one as of the other, or different lengths.
+    """
+    if len(clean) != len(corrupted) or not clean:
+        raise BadInput(f"{len(clean)} clean and {len(corrupted)} corrupted prompts: they come in pairs")
+    lengths = sorted({len(row) for row in (*clean, *corrupted)})
+    if len(lengths) > 1:
+        raise BadInput(
+            f"the prompts have {lengths} tokens; positions are paired, so that all need one length. Choose words of "
+            "as many tokens (`model.tokens(text)` shows them)"
+        )
+
+
+def check_metrics(metrics: Sequence[Metric], pairs: int, given: Mapping[str, Tokens]) -> None:
+    """Refuse metrics that cannot be measured with what was given.
+
+    Args:
+        metrics: what is measured.
+        pairs: number of pairs.
+        given: token ids under ``answer`` and ``foil``, empty for none.
+
+    Raises:
+        BadInput: no metric, one twice, one that needs an answer or a foil that is not there, or not one each.
+    """
+    if not metrics or len(set(metrics)) < len(metrics):
+        raise BadInput(f"metrics={tuple(metrics)}: choose from {', '.join(NEEDS)}, each once")
+    for what, ids in given.items():
+        if ids and len(ids) != pairs:
+            raise BadInput(f"{len(ids)} values of {what} for {pairs} pairs: give one each")
+        needy = [metric for metric in metrics if what in NEEDS[metric]]
+        if needy and not ids:
+            raise BadInput(f"{', '.join(needy)} needs {what}=, and none was given")
