@@ -283,7 +283,7 @@ def test_full_forwards_serve_a_family_that_cannot_continue_a_prefix(model: Model
     shared = measurement.prepare(model)
     slow = shared._replace(recording=replace(shared.recording, fallback="for this test"))
     units = {unit.name: unit for unit in measurement.plan(model)}
-    effect = measurement.measure(model, units["exact-top"], slow)["effect"]
+    effect = measurement.measure(model, units["top"], slow)["effect"]
     close(effect, of_group(found.dataset, "top")["exact_effect"], NATS)
 
 

@@ -106,7 +106,7 @@ class NeuronImportance(Measurement):
         return Shared(attribution, recording, self._choose(attribution.cells))
 
     def plan(self, model: Model) -> Sequence[Unit]:
-        """Attributions, exact ablations of the top and of random neurons, and the untrained twin.
+        """The attributions with the top neurons' exact ablations, those of random neurons, and the untrained twin.
 
         Raises:
             BadInput: a setting out of range, or a model whose neurons cannot be seen.
@@ -120,20 +120,17 @@ class NeuronImportance(Measurement):
                 f"exact={self.exact}: a rank correlation needs at least 2, and there are neurons for {most}"
             )
         passes = len(self.tokens) * model.n_layers
-        units = [Unit("attribution", {}, cost=passes)]
-        units += [Unit(f"exact-{group}", {"group": group}, cost=self.exact * passes / 4) for group in GROUPS]
-        return [*units, Unit("untrained", {}, cost=3 * passes)] if self.baseline else units
+        units = [Unit(group, {}, cost=self.exact * passes / 4) for group in GROUPS]
+        return [*units, Unit("untrained", {}, cost=4 * passes)] if self.baseline else units
 
     def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
-        """Reduce the attributions, ablate neurons exactly, or attribute in the untrained twin."""
-        answer = shared.attribution.answer
+        """Reduce the attributions and ablate the top neurons, ablate the random ones, or attribute in the twin."""
+        cells, answer, value = shared.attribution
         if unit.name == "untrained":
             twin = untrained_twin(model, seed=self.seed)
             return {"importance": _importance(self._attribute(twin, answer).cells)}
-        half = slice(0, self.exact) if unit.detail.get("group") == "top" else slice(self.exact, None)
-        if unit.name != "attribution":
-            return {"effect": self._ablate(shared, shared.chosen[half])}
-        cells = shared.attribution.cells
+        if unit.name == "random":
+            return {"effect": self._ablate(shared, shared.chosen[self.exact :])}
         top = [cell.abs().topk(self.top_k, -1).indices for cell in cells]
         return {
             "importance": _importance(cells),
@@ -144,15 +141,16 @@ class NeuronImportance(Measurement):
             ),
             "chosen": shared.chosen,
             "chosen_attribution": torch.stack([cells[layer][p, n] for layer, p, n in shared.chosen.tolist()]),
+            "effect": self._ablate(shared, shared.chosen[: self.exact]),
             "answer": torch.tensor(answer),
-            "log_probability": shared.attribution.log_probability,
+            "log_probability": value,
             "fallback": torch.tensor(bool(shared.recording.fallback)),
         }
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Label the importances, and correlate the attributions with the exact effects."""
-        one = pieces["attribution"]
-        effect = torch.cat([pieces[f"exact-{group}"]["effect"] for group in GROUPS]).double().numpy()
+        one = pieces["top"]
+        effect = torch.cat([pieces[group]["effect"] for group in GROUPS]).double().numpy()
         predicted = one["chosen_attribution"].double().numpy()
         layer, position, neuron = one["chosen"].numpy().T
         agreement = spearman(predicted, effect, interval="bootstrap", rng=np.random.default_rng(self.seed))

@@ -2,9 +2,9 @@
 
 An unusual name that comes back can only be copied, so its later occurrence shows where a model keeps what it read.
 The lens reads the whole text. Trace and neurons read the prompt, which ends inside the name's last occurrence: after
-its first token, or before it where the name is one token; the name's next token is the answer (one token, because no
-single state brings back several at once). The trace corrupts all earlier occurrences: in the shipped passage by other names, where the tokenizer gives all of them as many tokens, and
-otherwise by noise.
+its first token, or before it where the name is one token. The name's next token is the answer; one token, because no
+single state brings back several at once. The trace corrupts all earlier occurrences: in the shipped passage by other
+names, where the tokenizer gives all of them as many tokens, and otherwise by noise.
 
 The three are measured as they are alone (:mod:`assay.activations.logit_lens`, :mod:`~assay.activations.causal_trace`,
 :mod:`~assay.activations.neuron_importance`), with their baselines, intervals and checks, and lie in one dataset under
