@@ -59,7 +59,8 @@ def apply(edit: "Edit", tensor: Tensor, axes: dict[str, int], site: str) -> Tens
         A tensor of the same shape.
 
     Raises:
-        BadInput: the replacement's shape does not fit, or an index is out of range.
+        BadInput: the replacement's shape does not fit, a function returned no tensor, the site has no such
+            axis, or an index is out of range.
     """
     if isinstance(edit, At):
         index = _index(edit.where, tensor, axes, site)
@@ -69,7 +70,10 @@ def apply(edit: "Edit", tensor: Tensor, axes: dict[str, int], site: str) -> Tens
     if isinstance(edit, Tensor):
         return _fit(edit, tensor, site)
     if callable(edit):
-        return _fit(edit(tensor), tensor, site)
+        returned: object = edit(tensor)
+        if not isinstance(returned, Tensor):
+            raise BadInput(f"the edit at {site!r} returned {type(returned).__name__}, not a tensor")
+        return _fit(returned, tensor, site)
     if isinstance(edit, Sequence):
         for step in edit:
             tensor = apply(step, tensor, axes, site)
@@ -101,21 +105,20 @@ def _index(
     lists = sorted(chosen)
     first, last = (lists[0], lists[-1]) if lists else (0, -1)
     index: list[Tensor | slice] = [slice(None)] * tensor.ndim
-    for axis in range(
-        first, last + 1
-    ):  # every axis between, so that numpy's rules keep the axes in their order
+    for axis in range(first, last + 1):  # every axis between, so that numpy's rules keep their order
         values = chosen.get(axis, torch.arange(tensor.shape[axis], device=tensor.device))
         index[axis] = values.view([-1 if other == axis else 1 for other in range(first, last + 1)])
     return tuple(index)
 
 
 def _positions(name: str, indices: Indices, tensor: Tensor, axes: dict[str, int], site: str) -> Tensor:
+    if name in ("positions", "heads") and axes[name] >= tensor.ndim - 1:  # the last axis is the neurons'
+        raise BadInput(f"site {site!r} has no {name}: its activation has the shape {tuple(tensor.shape)}")
     size = tensor.shape[axes[name]]
     if isinstance(indices, slice):
         return torch.arange(size, device=tensor.device)[indices]
-    wanted = torch.as_tensor(
-        [indices] if isinstance(indices, int) else list(indices or ()), device=tensor.device
-    )
+    listed = [indices] if isinstance(indices, int) else list(indices or ())
+    wanted = torch.tensor(listed, dtype=torch.long, device=tensor.device)
     if wanted.numel() and (int(wanted.min()) < -size or int(wanted.max()) >= size):
         raise BadInput(
             f"{name} {wanted.tolist()} at site {site!r}: there are {size}, numbered 0 to {size - 1}"

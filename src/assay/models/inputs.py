@@ -28,7 +28,7 @@ class Batch:
         input_ids: token ids, (batch, pos).
         attention_mask: 1 where a token stands and 0 where padding stands, (batch, pos); ``None`` without
             padding.
-        position_ids: each token's place in its own prompt, (batch, pos); ``None`` without padding.
+        position_ids: each token's place in its own prompt, (batch, pos); counted from the mask by default.
     """
 
     input_ids: Tensor
@@ -38,10 +38,13 @@ class Batch:
     def arguments(self, model: "Model") -> dict[str, Tensor]:
         """The keyword arguments of the module's forward: nothing but the ids where there is no padding."""
         given: dict[str, Tensor] = {"input_ids": self.input_ids}
-        if self.attention_mask is not None and self.position_ids is not None:
+        if self.attention_mask is not None:
             given["attention_mask"] = self.attention_mask
-            if "position_ids" in inspect.signature(model.module.forward).parameters:
-                given["position_ids"] = self.position_ids
+        positions = self.position_ids
+        if positions is None and self.attention_mask is not None:
+            positions = _counted(self.attention_mask)
+        if positions is not None and "position_ids" in inspect.signature(model.module.forward).parameters:
+            given["position_ids"] = positions
         return given
 
     def rows(self, start: int, stop: int) -> "Batch":
@@ -52,7 +55,7 @@ class Batch:
 
 def batch(
     model: "Model",
-    inputs: "Batch | Prompt | Sequence[Prompt]",
+    inputs: "Batch | Prompt | Sequence[Prompt] | Mapping[str, Tensor]",
     *,
     padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
@@ -67,7 +70,7 @@ def batch(
         The batch, on the model's device.
 
     Raises:
-        BadInput: an empty prompt, a token outside the vocabulary, or a prompt longer than the context.
+        BadInput: a mapping, an empty prompt, a token outside the vocabulary, or a prompt longer than the context.
     """
     if isinstance(inputs, Batch):
         return inputs
@@ -82,7 +85,12 @@ def batch(
     ids, mask = ids.to(model.device), mask.to(model.device)
     if bool(mask.all()):
         return Batch(ids)
-    return Batch(ids, mask, (mask.cumsum(-1) - 1).clamp_min(0))
+    return Batch(ids, mask, _counted(mask))
+
+
+def _counted(mask: Tensor) -> Tensor:
+    """Each token's place in its own prompt; 0 in the padding before it."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def _prompts(inputs: "Prompt | Sequence[Prompt] | Mapping[str, Tensor]") -> list[Prompt]:

@@ -107,11 +107,7 @@ def forward(
     wiring = Wiring.of(model, edits, capture, shape)
     with torch.set_grad_enabled(grad), wiring.connected(), _patterns(wiring):
         output = model.module(*arguments, **keywords, **extra)
-    missing = [
-        site for site in capture if site not in wiring.captured and wiring.ports[site].module is not None
-    ]
-    if missing:
-        raise BadInput(f"sites {missing} were not reached by this forward pass")
+    wiring.check_reached()
     return _with_output(wiring, output, edits, capture), output
 
 
@@ -127,6 +123,7 @@ class Wiring:
     edits: dict[str, Edit] = field(default_factory=dict)
     wanted: list[str] = field(default_factory=list)
     captured: dict[str, Tensor] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -176,6 +173,18 @@ class Wiring:
             return module.register_forward_pre_hook(on_input, with_kwargs=True)
         return module.register_forward_hook(on_output)
 
+    def check_reached(self) -> None:
+        """Make sure that the pass came by every port: an edit that was never made must not go unnoticed.
+
+        Raises:
+            BadInput: a site was edited or asked for where the module did not come by.
+        """
+        inside = [
+            site for site, port in self.ports.items() if port.module is not None or port.attention is not None
+        ]
+        if missing := [site for site in inside if site not in self.reached]:
+            raise BadInput(f"sites {missing} were not reached by this forward pass")
+
     def visit(self, sites: list[str], tensor: Tensor) -> Tensor:
         """Apply the edits of the sites at one port, then read them; the tensor itself where nothing was edited."""
         flat = (
@@ -183,6 +192,7 @@ class Wiring:
         )  # noqa: PLR2004
         seen = tensor.unflatten(0, self.shape) if flat and self.shape is not None else tensor
         changed = seen
+        self.reached.update(sites)
         for site in sites:
             if site in self.edits:
                 port = self.ports[site]
@@ -224,7 +234,9 @@ def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:
     modules: dict[nn.Module, list[str]] = defaultdict(list)
     for site, port in watched.items():
         modules[port.attention].append(site)  # type: ignore[index]
-    return AttentionPatterns(modules, wiring.edits, wiring.wanted, wiring.captured, wiring.shape)
+    return AttentionPatterns(
+        modules, wiring.edits, wiring.wanted, wiring.captured, wiring.reached, shape=wiring.shape
+    )
 
 
 def _with_output(

@@ -1,10 +1,11 @@
 """The network under study with its tokenizer, untouched."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -80,15 +81,15 @@ class Model:
             The ids.
 
         Raises:
-            BadInput: an empty prompt, a token outside the vocabulary, a prompt longer than the context, or a
-                text for a model without tokenizer.
+            BadInput: an empty prompt, ids that are no whole numbers, a token outside the vocabulary, a prompt
+                longer than the context, or a text for a model without tokenizer.
         """
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise BadInput(f"{self.source} has no tokenizer: pass token ids, or wrap(module, tokenizer)")
             ids = tuple(int(i) for i in self.tokenizer(text)["input_ids"])
         else:
-            ids = tuple(int(i) for i in (text.tolist() if isinstance(text, Tensor) else text))
+            ids = _whole_numbers(text)
         if not ids:
             raise BadInput("the prompt is empty: it has no tokens")
         if self.context_length is not None and len(ids) > self.context_length:
@@ -128,22 +129,20 @@ class Model:
         return "".join(f"<{value:02X}>" for value in values) if values else raw
 
     @cached_property
-    def _weight_hash(self) -> str:
-        state = self.module.state_dict()
-
-        def digest(name: str) -> bytes:
-            tensor = state[name].detach().cpu().contiguous()
-            header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-            return hashlib.blake2b(
-                tensor.reshape(-1).view(torch.uint8).numpy(), key=hashlib.sha256(header).digest()
-            ).digest()
-
-        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-            return hashlib.sha256(b"".join(pool.map(digest, sorted(state)))).hexdigest()
+    def _hashes(self) -> dict[tuple[tuple[str, int, int], ...], str]:
+        return {}
 
     def weight_hash(self) -> str:
-        """A hash of every weight's name, shape, dtype and bytes, computed once."""
-        return self._weight_hash
+        """A hash of every weight's name, shape, dtype and bytes; computed anew after a weight was changed.
+
+        Changes are told by PyTorch's own count of them, which leaves out those made through ``.data``.
+        """
+        state = self.module.state_dict()
+        now = tuple((name, tensor.data_ptr(), _changes(tensor)) for name, tensor in state.items())
+        if now not in self._hashes:
+            self._hashes.clear()
+            self._hashes[now] = _hash_of(state)
+        return self._hashes[now]
 
     def sites(self, name: str | None = None) -> list[str]:
         """Every site this architecture has, in the order of the forward pass.
@@ -163,6 +162,33 @@ class Model:
             if name is None
             else [site for site in names if site == name or site.rpartition(".")[0] == name]
         )
+
+
+def _whole_numbers(given: Sequence[int] | Tensor) -> Tokens:
+    try:
+        return tuple(index(i) for i in (given.tolist() if isinstance(given, Tensor) else given))
+    except TypeError:
+        shown = " ".join(str(given).split())[:60]
+        raise BadInput(
+            f"token ids are whole numbers, one a token; this was given: {shown}. capture and intervene take several "
+            "prompts, as a list"
+        ) from None
+
+
+def _changes(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
+
+
+def _hash_of(state: Mapping[str, Tensor]) -> str:
+    def digest(name: str) -> bytes:
+        tensor = state[name].detach().cpu().contiguous()
+        header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        entries = tensor.reshape(-1).view(torch.uint8).numpy()
+        return hashlib.blake2b(entries, key=hashlib.sha256(header).digest()).digest()
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(state)))).hexdigest()
 
 
 def wrap(

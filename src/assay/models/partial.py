@@ -196,8 +196,10 @@ def _run_blocks(
             resid = edits.pop("resid_pre")(resid)
         if layer < layers:
             named = {f"{name}.{layer}": edit for name, edit in edits.items()}
-            with Wiring.of(recording.blocks.model, named, (), (len(resid), resid.shape[1])).connected():
+            wiring = Wiring.of(recording.blocks.model, named, (), (len(resid), resid.shape[1]))
+            with wiring.connected():
                 resid = calls[layer](resid, cache)
+            wiring.check_reached()
     assert resid is not None
     return resid
 

@@ -31,6 +31,7 @@ class AttentionPatterns(TorchFunctionMode):
         edits: site to edit; a kernel whose pattern is edited is replaced by ``pattern @ values``.
         wanted: sites to read.
         captured: where what is read is put: patterns (batch, head, query, key).
+        reached: where the names of sites are put that the module came by.
         shape: (batch, pos), for families that flatten batch and heads into one axis.
     """
 
@@ -40,10 +41,12 @@ class AttentionPatterns(TorchFunctionMode):
         edits: Mapping[str, Edit],
         wanted: Sequence[str],
         captured: dict[str, Tensor],
+        reached: set[str],
+        *,
         shape: tuple[int, int] | None,
     ) -> None:
         super().__init__()
-        self._rows = shape[0] if shape else 1
+        self._rows, self._reached = shape[0] if shape else 1, reached
         self._sites, self._edits, self._wanted, self._captured = sites, edits, wanted, captured
         self._inside: list[str] = []
         self._stack = ExitStack()
@@ -107,6 +110,7 @@ class AttentionPatterns(TorchFunctionMode):
 
     def _visit(self, names: list[str], pattern: Tensor) -> Tensor:
         changed = pattern
+        self._reached.update(names)
         for name in names:
             if name in self._edits:
                 changed = editing.apply(self._edits[name], changed, AXES, name)
