@@ -73,8 +73,11 @@ def with_replacement(
         Token ids, as many as the prompt's, differing only where the subject stands.
 
     Raises:
-        BadInput: the replacement has another number of tokens, or changes tokens beside the subject.
+        BadInput: the replacement is empty or the subject itself, has another number of tokens, or changes
+            tokens beside the subject.
     """
+    if not replacement.strip() or replacement == subject:
+        raise BadInput(f"replace_with={replacement!r} is no other subject than {subject!r}")
     positions = subject_positions(model, prompt, subject, occurrence)
     if occurrence is None:
         text = prompt.replace(subject, replacement)
