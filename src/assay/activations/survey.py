@@ -78,7 +78,7 @@ class Survey(Measurement):
     replacements: tuple[Tokens, ...] = ()
     label: str = ""
     top_k: int = 5
-    noise_samples: int = 3
+    noise_samples: int = 5
     kinds: tuple[Kind, ...] = KINDS
     window: int = 10
     seed: int = 0
@@ -156,7 +156,7 @@ def survey(
     name: str | None = None,
     *,
     top_k: int = 5,
-    noise_samples: int = 3,
+    noise_samples: int = 5,
     kinds: Sequence[Kind] = KINDS,
     window: int = 10,
     seed: int = 0,
