@@ -51,7 +51,7 @@ def test_a_model_with_something_off_is_told_and_ends_with_1(
     model.module.save_pretrained(tmp_path)
     outcome = assay("doctor", tmp_path, "--quiet")
     assert outcome.code == 1
-    assert outcome.lines[0].startswith("✗ D101 numbers that are not finite: ")
+    assert outcome.lines[0].startswith("✗ D101 not finite: ")
     assert len(outcome.lines) == 2  # the verdict and its remedy
     assert assay("doctor", tmp_path, "--json").code == 1
 

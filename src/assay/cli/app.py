@@ -22,6 +22,7 @@ MEASURE = {
     "lens": "Logit lens: what each layer would say if the model stopped there.",
     "trace": "Causal trace: which states carry a fact about a subject to the answer.",
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
+    "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }

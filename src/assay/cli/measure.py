@@ -45,10 +45,12 @@ VERBS = {
     "lens": Verb("assay.activations.logit_lens", "logit_lens"),
     "trace": Verb("assay.activations.causal_trace", "causal_trace"),
     "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
+    "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
 MODEL_HELP = "What to measure."
+COMPANIONS = ("_stderr", "_low", "_high")
 LINES = 12
 """Findings said on the terminal; the report has all."""
 
@@ -185,7 +187,7 @@ class _Rehearsed(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class _Rehearsal:
-    """An executor that measures nothing but the cheapest unit, to tell what all of them would take."""
+    """An executor that measures nothing but one unit, to tell what all of them would take."""
 
     def run(self, measurement: Measurement, model: Any, units: Sequence[Unit]) -> NoReturn:
         raise _Rehearsed(forecast(measurement, model))
@@ -233,23 +235,25 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def summary(result: Result) -> list[str]:
-    """Say in a few lines what a result holds: single numbers, findings, checks."""
+    """Say in a few lines what a result holds: words, single numbers, findings, checks."""
     from assay.report.contents import findings_of
 
-    rows = [
-        (str(name), _number(result, str(name))) for name, v in result.dataset.data_vars.items() if not v.dims
-    ]
-    companions = ("_stderr", "_low", "_high")
-    rows = [row for row in rows if not row[0].endswith(companions)]
-    texts = [(str(key), repr(value)) for key, value in result.dataset.attrs.items() if isinstance(value, str)]
-    findings = [f"• {printable(finding.text)}" for finding in findings_of(result)[:LINES]]
+    attributes, variables = result.dataset.attrs, result.dataset.data_vars
+    words = [(str(key), repr(value)) for key, value in attributes.items() if _is_said(str(key), value)]
+    single = [str(name) for name, variable in variables.items() if not variable.dims]
+    numbers = [(name, _number(result, name)) for name in single if not name.endswith(COMPANIONS)]
     passed = [check for check in result.checks if check.verdict == "pass"]
     return [
-        *columns([*texts, *rows]),
-        *findings,
+        *columns([*words, *numbers]),
+        *(f"• {printable(finding.text)}" for finding in findings_of(result)[:LINES]),
         *check_lines([check for check in result.checks if check.verdict != "pass"]),
         f"{len(passed)} of {len(result.checks)} checks passed",
     ]
+
+
+def _is_said(key: str, value: Any) -> bool:
+    """Whether an attribute is text, and not the model once more for each part of a survey."""
+    return isinstance(value, str) and not key.endswith(".model")
 
 
 def _number(result: Result, name: str) -> str:

@@ -52,7 +52,7 @@ class Running:
     Attributes:
         out: Folder of run folders; the same command continues, or just reads, the run it finds there.
         processes: How many processes share the work; each holds its own copy of the weights.
-        dry_run: Tell units, time and memory, and measure only the cheapest unit.
+        dry_run: Tell units, time and memory, measuring only the unit of middle cost.
         as_json: Write JSON to stdout, and nothing else.
         quiet: No progress and no summary, only where the report is.
     """

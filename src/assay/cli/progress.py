@@ -48,7 +48,8 @@ class PlainLines:
     def __call__(self, progress: "Progress") -> None:
         """Write a line, or not."""
         share = progress.cost_done / progress.cost_total
-        if share < 1 and (share - self._share < STEP or progress.elapsed - self._time < PAUSE):
+        enough = share - self._share >= STEP and progress.elapsed - self._time >= PAUSE
+        if not enough and progress.done < progress.total:
             return
         self._share, self._time = share, progress.elapsed
         print(f"{self._title}: {_state(progress)}", file=sys.stderr, flush=True)
@@ -76,5 +77,6 @@ def _bar(title: str) -> Generator[Callable[["Progress"], None]]:
 
 def _state(progress: "Progress") -> str:
     share = progress.cost_done / progress.cost_total
-    left = "" if progress.eta is None or share == 1 else f", about {duration(progress.eta)} left"
+    ended = progress.eta is None or progress.done == progress.total
+    left = "" if ended else f", about {duration(progress.eta or 0.0)} left"
     return f"{share:.0%}, {progress.done} of {progress.total} units{left}"

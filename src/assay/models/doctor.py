@@ -129,7 +129,7 @@ def _bare(model: Model, ids: Tensor) -> Tensor:
 
 
 def _finite(model: Model, ids: Tensor) -> Check:
-    title = "numbers that are not finite"
+    title = "not finite"
     remedy = "Load the model again; if it is in float16, load it in bfloat16 or float32."
     try:
         require_finite(model.module)
