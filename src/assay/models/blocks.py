@@ -6,6 +6,7 @@ the model's own readout (final norm, projections, unembedding, soft caps, logit 
 of code per family.
 """
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,8 +71,14 @@ def _passed_on(model: Model) -> list[int]:
         return run
 
     with torch.no_grad(), standing_aside(model, watch):
-        model.module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        model.module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), **few_logits(model))
     return [lengths[kind] for kind in kinds]
+
+
+def few_logits(model: Model) -> dict[str, int]:
+    """Arguments of a pass whose logits nobody reads: most families then unembed the last position only."""
+    takes = "logits_to_keep" in inspect.signature(model.module.forward).parameters
+    return {"logits_to_keep": 1} if takes else {}
 
 
 def _returned(length: int, tensor: Tensor) -> Any:
@@ -120,7 +127,7 @@ class Blocks:
 
         with torch.no_grad(), standing_aside(self.model, record):
             cache = PrefixCache([PrefixLayer(None, None, prefix) for _ in self.model.parts.blocks])
-            self.model.module(input_ids=ids, past_key_values=cache, use_cache=True)
+            self.model.module(input_ids=ids, past_key_values=cache, use_cache=True, **few_logits(self.model))
         return recorded
 
     def readout(self, resid: Tensor) -> Tensor:

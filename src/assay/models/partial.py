@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from assay.errors import BadInput
-from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, new_cache
+from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, few_logits, new_cache
 from assay.models.edits import Edit
 from assay.models.gauges import free_memory
 from assay.models.inputs import Batch
 from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
+from assay.models.sites import canonical
 from assay.models.variants import Planned, SiteEdit, Variant, edits_at, groups, planned
 
 __all__ = ["Recording", "SiteEdit", "Variant", "default_rows", "partial_forward", "record"]
@@ -101,7 +102,8 @@ def record(
     names = [f"resid_pre.{layer}" for layer in range(model.n_layers)] + [f"resid_post.{model.n_layers - 1}"]
     wanted = list(dict.fromkeys(["embed", *names, *sites]))
     given = _unpadded(model, inputs)
-    captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True)
+    few = {} if "logits" in map(canonical, sites) else few_logits(model)
+    captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True, **few)
     held = tuple((layer.keys, layer.values) for layer in getattr(cache, "layers", ()) if layer.is_initialized)
     recording = Recording(
         Blocks(model), given.input_ids, captured["embed"], tuple(captured[name] for name in names), held,
