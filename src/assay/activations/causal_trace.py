@@ -118,7 +118,11 @@ class CausalTrace(Measurement):
             for kind in self.kinds
             for p in range(self.first, length)
         ]
-        units.insert(0, Unit("runs", {}))
+        block = sum(parameter.numel() for parameter in model.parts.blocks[0].module.parameters())
+        unembedded = (1 + self.samples) * model.parts.vocabulary * model.d_model / block  # in block-tokens
+        units.insert(
+            0, Unit("runs", {}, cost=unembedded / (layers / 2))
+        )  # a restored layer passes half the blocks
         if self.baseline_samples:
             cost = sum(unit.cost for unit in units) * self.baseline_samples / self.samples
             units.append(Unit("untrained", {}, cost=cost))
