@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from assay import zoo
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.logit_lens import logit_lens
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from assay.activations.patching import patch
     from assay.activations.survey import survey
     from assay.errors import BadInput
+    from assay.landscape import known
     from assay.models.anatomy import Layout
     from assay.models.edits import at
     from assay.models.intervention import capture, intervene
@@ -33,6 +35,7 @@ __all__ = [
     "capture",
     "causal_trace",
     "intervene",
+    "known",
     "load",
     "logit_lens",
     "neuron_importance",
@@ -40,6 +43,7 @@ __all__ = [
     "patch",
     "survey",
     "wrap",
+    "zoo",
 ]
 
 _HOMES = {
@@ -60,13 +64,17 @@ _HOMES = {
     "wrap": "assay.models.loading",
 }
 
+_MODULES = {"known": "assay.landscape.known", "zoo": "assay.zoo"}
+"""Public names that are modules themselves, with functions of their own."""
+
 
 def __getattr__(name: str) -> object:
     """Import a public verb from its home on first use, and keep it here."""
-    home = _HOMES.get(name)
+    home = _HOMES.get(name) or _MODULES.get(name)
     if home is None:
         raise AttributeError(f"module 'assay' has no attribute {name!r}; public names: {', '.join(__all__)}")
-    value = getattr(import_module(home), name)
+    module = import_module(home)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from assay.zoo import deep_linear
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("widths", "rank"), [((6, 5, 4, 7), 3), ((3, 3), 2), ((4, 2, 4), 0), ((4, 5, 4), 4)])
+def test_the_minimal_point_realises_the_map_with_layers_of_its_rank(
+    widths: tuple[int, ...], rank: int
+) -> None:
+    target = deep_linear.teacher(widths, rank, generator=generator())
+    weights = deep_linear.at_minimal_rank(target, widths)
+    assert [w.shape for w in weights] == [(b, a) for a, b in zip(widths, widths[1:], strict=False)]
+    assert torch.linalg.matrix_rank(target) == rank
+    assert {int(torch.linalg.matrix_rank(w, rtol=1e-4)) for w in weights} == {rank}
+    assert_close(
+        deep_linear.product(weights), target, atol=1e-5, rtol=0
+    )  # rounding of a few float32 products
+
+
+def test_the_teacher_has_the_singular_values_it_promises() -> None:
+    values = torch.linalg.svdvals(deep_linear.teacher((8, 6), 4, generator=generator(3)))
+    assert (values[:4] >= 1 - 1e-5).all()
+    assert (values[:4] <= 2 + 1e-5).all()
+
+
+def test_the_module_computes_the_product() -> None:
+    weights = deep_linear.random_weights((4, 6, 3), generator=generator(), scale=0.5)
+    module, inputs = deep_linear.as_module(weights), torch.randn(5, 4, generator=generator(1))
+    assert_close(module(inputs), inputs @ deep_linear.product(weights).T)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_scale_is_that_of_the_weights() -> None:
+    (weights,) = deep_linear.random_weights((400, 300), generator=generator(), scale=0.1, seeds=2)
+    # the relative error of a standard deviation from N draws is 1 / sqrt(2 N) = 0.0014
+    assert float(weights.std()) == pytest.approx(0.1 / 20, rel=0.01)
+    assert not torch.equal(*weights)
+
+
+def test_examples_follow_the_map_up_to_the_noise() -> None:
+    target = deep_linear.teacher((3, 2), 2, generator=generator())
+    inputs, outputs = deep_linear.examples(target, 4000, generator=generator(1), noise=0.5)
+    assert float((outputs - inputs @ target.T).std()) == pytest.approx(0.5, rel=0.05)
+    inputs, outputs = deep_linear.examples(target, 10, generator=generator(1))
+    assert_close(outputs, inputs @ target.T)
+
+
+def test_training_is_gradient_descent_for_each_seed_alone() -> None:
+    widths = (4, 3, 5, 2)
+    target = deep_linear.teacher(widths, 2, generator=generator())
+    start = deep_linear.random_weights(widths, generator=generator(1), scale=0.8, seeds=3)
+    run = deep_linear.train(start, target, rate=0.01, steps=7, keep_every=3)
+    assert run.steps == (0, 3, 6, 7)
+    for seed in range(3):
+        layers = [w[seed].clone().requires_grad_() for w in start]
+        for step in range(8):
+            loss = (deep_linear.product(tuple(layers)) - target).square().sum()
+            if step in run.steps:
+                assert_close(run.loss[run.steps.index(step), seed], loss.detach())
+            for layer, slope in zip(layers, torch.autograd.grad(loss, layers), strict=True):
+                layer.data.sub_(slope, alpha=0.01)
+    assert torch.equal(start[0], run.checkpoints[0][0])
+
+
+def test_small_initialization_goes_from_saddle_to_saddle() -> None:
+    """The loss stays near the sum of the squared singular values not yet learned, one after the other."""
+    target = torch.diag(torch.tensor([2.0, 1.0, 0.0]))
+    start = deep_linear.random_weights((3, 4, 4, 3), generator=generator(), scale=0.02, seeds=2)
+    run = deep_linear.train(start, target, rate=0.02, steps=12000, keep_every=20)
+    for seed in range(2):
+        loss = run.loss[:, seed]
+        for plateau in (5.0, 1.0, 0.0):
+            assert int(((loss - plateau).abs() < 0.02).sum()) > 20
+        assert float(loss[-1]) < 1e-3
+
+
+def test_a_width_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank 3 does not fit"):
+        deep_linear.teacher((4, 2, 4), 3, generator=generator())
+    with pytest.raises(ValueError, match="rank 4 does not fit"):
+        deep_linear.at_minimal_rank(torch.eye(4), (4, 2, 4))
