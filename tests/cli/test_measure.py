@@ -3,11 +3,12 @@
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
+import torch
 
 from assay.cli import measure
 from assay.cli.measure import VERBS, command
@@ -166,6 +167,16 @@ def test_a_dry_run_tells_units_time_and_memory_and_leaves_nothing(
     assert document["seconds"] > 0
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads alone as in each of two processes: another number may change the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_give_the_same_run(assay: Assay, folder: Path, tmp_path: Path) -> None:
     words = ("trace", folder, PROMPT, "--subject", SUBJECT, "--kinds", "mlp", "--json", "--quiet")
     alone = assay(*words, "--out", tmp_path / "one").document

@@ -6,10 +6,12 @@ A setting that a verb gains is an option of its command without a line written h
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, NoReturn
 
+import torch
 from cyclopts import Parameter
 
 from assay.cli.options import Loading, Running, require_utf8, text_of
@@ -27,7 +29,7 @@ from assay.cli.output import (
 )
 from assay.cli.progress import shown
 from assay.models.model import Model
-from assay.runs.executors import InProcess, LocalProcesses
+from assay.runs.executors import Executor, InProcess, LocalProcesses
 from assay.runs.forecast import Forecast, forecast
 from assay.runs.measurement import Measurement, Unit
 from assay.runs.result import Result
@@ -161,9 +163,9 @@ def _measure(
     model = loading.load(source)
     if running.dry_run:
         return _rehearse(verb, model, settings, as_json=running.as_json)
-    executor = LocalProcesses(running.processes) if running.processes > 1 else InProcess()
+    title = verb.__name__.replace("_", " ")
     try:
-        with shown(verb.__name__.replace("_", " "), quiet=running.quiet) as progress:
+        with _executor(running.processes) as executor, shown(title, quiet=running.quiet) as progress:
             result = verb(model, **settings, out=running.out, progress=progress, executor=executor)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(
@@ -176,6 +178,17 @@ def _measure(
     else:
         say([*([] if running.quiet else summary(result)), path_text(page)])
     return 0
+
+
+@contextmanager
+def _executor(processes: int) -> Generator[Executor]:
+    """Where units are measured; several processes share the threads that one would use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // processes))
+    try:
+        yield LocalProcesses(processes) if processes > 1 else InProcess()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Rehearsed(Exception):  # noqa: N818 (nothing went wrong)
