@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def apply(edit: "Edit", tensor: Tensor, axes: dict[str, int], site: str) -> Tens
     if isinstance(edit, Tensor):
         return _fit(edit, tensor, site)
     if callable(edit):
-        returned: object = edit(tensor)
+        returned: Any = edit(tensor)
         if not isinstance(returned, Tensor):
             raise BadInput(f"the edit at {site!r} returned {type(returned).__name__}, not a tensor")
         return _fit(returned, tensor, site)

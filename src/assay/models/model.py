@@ -184,7 +184,7 @@ def _hash_of(state: Mapping[str, Tensor]) -> str:
     def digest(name: str) -> bytes:
         tensor = state[name].detach().cpu().contiguous()
         header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-        entries = tensor.reshape(-1).view(torch.uint8).numpy()
+        entries = tensor.reshape(-1).view(torch.uint8).numpy().data
         return hashlib.blake2b(entries, key=hashlib.sha256(header).digest()).digest()
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock

@@ -108,13 +108,13 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _panel(table: pd.DataFrame, kind: str) -> alt.LayerChart:
-    scale = {"domain": list(_ROLES.values())}
+def _panel(table: pd.DataFrame, kind: str) -> alt.LayerChart | alt.FacetChart:
+    names = list(_ROLES.values())
     legend = alt.Legend(
         title=None, columns=3, symbolType="stroke", symbolStrokeWidth=2, symbolSize=500, symbolOpacity=1
     )
-    colour = alt.Color("role:N", scale=alt.Scale(**scale, range=_COLOURS), legend=legend)
-    dashes = alt.StrokeDash("role:N", scale=alt.Scale(**scale, range=_DASHES), legend=legend)
+    colour = alt.Color("role:N", scale=alt.Scale(domain=names, range=_COLOURS), legend=legend)
+    dashes = alt.StrokeDash("role:N", scale=alt.Scale(domain=names, range=_DASHES), legend=legend)
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.kind === '{kind}'")
     title = "restored after block" if kind.startswith("state") else "block in the middle of the window"
     where = alt.X("block:Q", title=title, axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False))
@@ -133,7 +133,7 @@ def _panel(table: pd.DataFrame, kind: str) -> alt.LayerChart:
             alt.Tooltip("facts:Q", title="facts"),
         ],
     )
-    layers = [band, line]
+    layers: list[alt.Chart] = [band, line]
     if "untrained_effect" in table:
         size = base.transform_calculate(size="abs(datum.untrained_effect)")
         layers.append(
