@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from assay import zoo
+    from assay.activations.ablation import ablate
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.logit_lens import logit_lens
@@ -30,6 +31,7 @@ __all__ = [
     "Layout",
     "Result",
     "__version__",
+    "ablate",
     "at",
     "average_causal_trace",
     "capture",
@@ -50,6 +52,7 @@ _HOMES = {
     "BadInput": "assay.errors",
     "Layout": "assay.models.anatomy",
     "Result": "assay.runs.result",
+    "ablate": "assay.activations.ablation",
     "at": "assay.models.edits",
     "average_causal_trace": "assay.activations.average_trace",
     "capture": "assay.models.intervention",

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from assay.activations.patching_checks import patching_checks
 from assay.activations.prompt_pairs import (
-    NEEDS,
     Direction,
     Metric,
     PairRuns,
     Prompts,
     check_metrics,
     check_pairs,
+    measurable,
     pair_runs,
     prompts_of,
     single_tokens,
@@ -362,7 +362,7 @@ def patch(  # noqa: PLR0913 (settings of a verb)
         single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
     )
     given = {name for name, ids in (("answer", answers), ("foil", foils)) if ids}
-    chosen = tuple(metrics) if metrics is not None else _measurable(given)
+    chosen = tuple(metrics) if metrics is not None else measurable(given)
     measurement = Patching(
         clean=prompts_of(model, clean),
         corrupted=prompts_of(model, corrupted),
@@ -379,10 +379,6 @@ def patch(  # noqa: PLR0913 (settings of a verb)
         max_rows=max_rows,
     )
     return perform(measurement, model, **run)
-
-
-def _measurable(given: set[str]) -> tuple[Metric, ...]:
-    return tuple(metric for metric, needed in NEEDS.items() if given.issuperset(needed))
 
 
 def canonical_site(site: str) -> str:

@@ -234,3 +234,15 @@ def check_metrics(metrics: Sequence[Metric], pairs: int, given: Mapping[str, Tok
         needy = [metric for metric in metrics if what in NEEDS[metric]]
         if needy and not ids:
             raise BadInput(f"{', '.join(needy)} needs {what}=, and none was given")
+
+
+def measurable(given: set[str]) -> tuple[Metric, ...]:
+    """The metrics that can be measured.
+
+    Args:
+        given: what there is of ``answer`` and ``foil``.
+
+    Returns:
+        Their names.
+    """
+    return tuple(metric for metric, needed in NEEDS.items() if given.issuperset(needed))

@@ -1,0 +1,373 @@
+r"""Ablation: what a model loses on a data set when one component at a time is replaced by something that tells nothing.
+
+With :math:`p` the clean and :math:`\tilde p_c` the model's distribution with component :math:`c` replaced, over the
+tokens :math:`x_1 \dots x_T` of one input,
+
+.. math:: \Delta\mathrm{loss} = \frac{1}{T-1}\sum_{t<T} \log\frac{p(x_{t+1})}{\tilde p_c(x_{t+1})}, \qquad
+          \mathrm{KL} = \frac{1}{T}\sum_t \mathrm{KL}\bigl(p_t \,\|\, \tilde p_{c,t}\bigr)
+
+and then the mean over inputs; top-1 agreement and the change of the logit difference between the next token and the
+clean model's most probable other one likewise. KL is taken token by token before any mean, so that changes of opposite
+sign do not cancel.
+
+What stands in: ``zero``; the component's ``mean`` over inputs and positions, or at each position (``position_mean``);
+its value in another input at the same position (``resample``); itself with Gaussian ``noise`` of its own spread. The
+baseline moves the component as far, token by token, in a random direction: a component whose replacement does no more
+than that is not shown to carry anything.
+
+Intervals are bootstrapped over inputs (BCa); p-values are Student's, over inputs, for a mean of zero, and adjusted over
+the scan (Benjamini and Hochberg 1995).
+
+Cost: exact partial forwards that start at the component's block (:mod:`assay.models.partial`): half of the blocks on
+average, and the whole unembedding, which is what bounds the gain.
+
+Limits: zero and noise take the model out of its distribution; mean and resample less so (Chan et al. 2022; Li and
+Janson 2024, 2409.09951). One component at a time: what others can do in its place looks unimportant.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy import stats
+from torch import Tensor
+
+from assay.activations.ablation_checks import ablation_checks
+from assay.activations.components import (
+    Component,
+    Replacements,
+    Statistics,
+    Value,
+    find_components,
+    statistics,
+)
+from assay.activations.prompt_pairs import Prompts, prompts_of
+from assay.errors import BadInput
+from assay.estimates.bootstrap import bootstrap
+from assay.estimates.checks import Check
+from assay.estimates.estimate import Floats, mean_interval
+from assay.estimates.multiplicity import benjamini_hochberg
+from assay.models.intervention import capture
+from assay.models.model import Model, Tokens
+from assay.models.partial import Recording, Variant, partial_forward, record
+from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.perform import RunOptions, perform
+from assay.runs.result import Result
+
+METRICS = ("loss_difference", "kl_from_clean", "top1_agreement", "logit_difference")
+TESTED = ("loss_difference", "logit_difference")
+"""The metrics that are zero on average where a component does nothing; the others cannot fall on both sides."""
+INPUTS_A_UNIT = 4
+VARIANTS_AT_ONCE = 256
+PARTS = ("", "_stderr", "_low", "_high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Measurement):
+    """What a model loses when one component at a time is replaced.
+
+    Attributes:
+        inputs: token ids of the data set, all of one length.
+        components: what is replaced: ``heads``, ``mlp``, ``attention``, ``layers``, ``head.3.5``, ``neuron.3.112``...
+        value: what stands in.
+        noise: standard deviations of the noise, for ``value="noise"``.
+        baseline_inputs: inputs on which random directions are tried too; 0 for none.
+        resamples: of the bootstrap.
+        seed: of partners, noise, random directions and bootstrap.
+        max_rows: most rows in one pass; ``None`` for what memory allows. Does not change the numbers.
+    """
+
+    name: ClassVar[str] = "ablation"
+    inputs: tuple[Tokens, ...]
+    components: tuple[str, ...] = ("heads", "mlp")
+    value: Value = "mean"
+    noise: float = 1.0
+    baseline_inputs: int = 4
+    resamples: int = 2000
+    seed: int = 0
+    max_rows: int | None = None
+
+    def prepare(self, model: Model) -> Statistics | None:
+        """Take the statistics of the data set that the value needs."""
+        if self.value in ("zero", "resample"):
+            return None
+        return statistics(model, self.inputs, self._sites(find_components(model, self.components)))
+
+    def plan(self, model: Model) -> Sequence[Unit]:
+        """A few inputs each, with every component.
+
+        Raises:
+            BadInput: inputs of different lengths, a component this model does not have, or a setting out of range.
+        """
+        self._validate()
+        find_components(model, self.components)
+        step = min(INPUTS_A_UNIT, self.max_rows or INPUTS_A_UNIT)
+        units = []
+        for start in range(0, len(self.inputs), step):
+            stop = min(start + step, len(self.inputs))
+            cost = stop - start + len(self._compared(start, stop))
+            units.append(Unit(f"inputs-{start:05d}", {"start": start, "stop": stop}, cost=cost))
+        return units
+
+    def measure(self, model: Model, unit: Unit, shared: Statistics | None) -> Pieces:
+        """Replace every component in a few inputs, and in the first ones of the data set random directions too."""
+        start, stop = unit.detail["start"], unit.detail["stop"]
+        components = find_components(model, self.components)
+        sites = self._sites(components)
+        recording = record(model, torch.tensor(self.inputs[start:stop]), sites=sites)
+        partners = self._partners()[start:stop] if self.value == "resample" else []
+        others = capture(model, [list(self.inputs[p]) for p in partners], sites) if partners else {}
+        numbers = list(range(start, stop))
+        standing_in = Replacements(recording, numbers, self.value, shared, others, self.noise, self.seed)
+        clean = CleanRun.of(recording)
+        pieces = {
+            "effect": self._scan(clean, components, standing_in),
+            "own": self._run(clean, [standing_in.own(components[0])])[0],
+            "clean_loss": clean.loss,
+            "fallback": torch.tensor(bool(recording.fallback)),
+        }
+        compared = len(self._compared(start, stop))
+        if compared:
+            few = recording.rows(0, compared)
+            other_rows = {site: value[:compared] for site, value in others.items()}
+            moved = Replacements(
+                few, numbers[:compared], self.value, shared, other_rows, self.noise, self.seed
+            )
+            pieces["random"] = self._scan(CleanRun.of(few), components, moved, random=True)
+        return pieces
+
+    def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Take means over inputs, their intervals, and p-values over the scan."""
+        components, units = find_components(model, self.components), list(pieces.values())
+        effect = torch.cat([piece["effect"] for piece in units]).double().numpy()  # input, metric, component
+        dims, few = ("metric", "component"), {"allow_nan": True} if len(effect) == 1 else {}
+        p_value, q_value = self._tested(effect)
+        loss = mean_interval(torch.cat([piece["clean_loss"] for piece in units]).double().numpy())
+        variables: dict[str, Any] = {
+            "p_value": (dims, p_value, {"allow_nan": True}),
+            "q_value": (dims, q_value, {"allow_nan": True}),
+            "effect_by_input": (("input", *dims), effect),
+            "own_value_effect": ((), max(float(piece["own"][:, 0].abs().max()) for piece in units)),
+        }
+        for part, values, level in zip(PARTS, self._intervals(effect), loss, strict=True):
+            variables[f"effect{part}"] = (dims, values, few if part else {})
+            variables[f"clean_loss{part}"] = ((), float(level), few if part else {})
+        if self.baseline_inputs:
+            random = torch.cat([piece["random"] for piece in units if "random" in piece])
+            for part, values in zip(PARTS[:2], mean_interval(random.double().numpy()), strict=False):
+                unknown = {"allow_nan": True} if part and len(random) == 1 else {}
+                variables[f"baseline_effect{part}"] = (dims, values, unknown)
+        coordinates = {
+            "metric": list(METRICS),
+            "component": [component.name for component in components],
+            "input": np.arange(len(self.inputs)),
+            **{
+                name: ("component", [getattr(component, name) for component in components])
+                for name in ("kind", "layer", "index")
+            },
+        }
+        return xr.Dataset(variables, coordinates, self._attributes(model, units))
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """A component's own value changes nothing, replacements do more than random directions, enough inputs."""
+        return ablation_checks(dataset)
+
+    def memory(self, model: Model) -> int:
+        """The recorded inputs of one unit, the variants at once, and the rows of one pass."""
+        wide, rows = 4 * model.d_model * len(self.inputs[0]), self.max_rows or VARIANTS_AT_ONCE
+        logits = 4 * model.parts.vocabulary * len(self.inputs[0]) * 3 * INPUTS_A_UNIT
+        return wide * (8 * model.n_layers * INPUTS_A_UNIT + VARIANTS_AT_ONCE + 16 * rows) + 4 * logits
+
+    def _scan(
+        self,
+        clean: "CleanRun",
+        components: Sequence[Component],
+        values: Replacements,
+        *,
+        random: bool = False,
+    ) -> Tensor:
+        """(input, metric, component); variants are made a few at a time, since those of neurons are wide."""
+        found = []
+        for start in range(0, len(components), VARIANTS_AT_ONCE):
+            some = components[start : start + VARIANTS_AT_ONCE]
+            found.append(self._run(clean, [values.variant(component, random=random) for component in some]))
+        return torch.cat(found).permute(1, 2, 0)
+
+    def _run(self, clean: "CleanRun", variants: Sequence[Variant]) -> Tensor:
+        """(variant, input, metric)."""
+        positions = range(len(self.inputs[0]))
+        return partial_forward(
+            clean.recording, variants, clean.measure, positions=positions, max_rows=self.max_rows
+        )
+
+    def _compared(self, start: int, stop: int) -> range:
+        """The inputs of a unit on which random directions are tried."""
+        return range(start, max(start, min(stop, self.baseline_inputs)))
+
+    def _partners(self) -> list[int]:
+        """The input that each is resampled from: never itself, each once."""
+        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        partner = dict(zip(order, [*order[1:], order[0]], strict=True))
+        return [partner[index] for index in range(len(order))]
+
+    def _intervals(self, effect: Floats) -> tuple[Floats, ...]:
+        if len(effect) == 1:
+            return mean_interval(effect)
+        return bootstrap(effect, np.random.default_rng(self.seed), resamples=self.resamples)
+
+    def _tested(self, effect: Floats) -> tuple[Floats, Floats]:
+        """p-values (metric, component) for a mean of zero, and adjusted over the components of a metric."""
+        mean, stderr, _, _ = mean_interval(effect)
+        score = np.divide(np.abs(mean), stderr, out=np.where(mean == 0, 0.0, np.inf), where=stderr > 0)
+        p_value = np.where(np.isnan(stderr), np.nan, 2 * stats.t.sf(score, max(len(effect) - 1, 1)))
+        p_value[[metric not in TESTED for metric in METRICS]] = np.nan
+        return p_value, np.stack([benjamini_hochberg(row) for row in p_value])
+
+    def _attributes(self, model: Model, units: Sequence[Pieces]) -> dict[str, Any]:
+        return {
+            "model": model.source,
+            "value": self.value,
+            "inputs": len(self.inputs),
+            "tokens": len(self.inputs[0]),
+            "engine": "full forwards" if any(bool(p["fallback"]) for p in units) else "partial forwards",
+        }
+
+    def _sites(self, components: Sequence[Component]) -> list[str]:
+        return sorted({site for component in components for site in component.sites})
+
+    def _validate(self) -> None:
+        lengths = sorted({len(row) for row in self.inputs})
+        if not lengths:
+            raise BadInput("the data set is empty: pass texts, or token ids")
+        if len(lengths) > 1:
+            raise BadInput(f"the inputs have {lengths} tokens; make them equal, or pass length= to cut them")
+        if lengths[0] < 2:  # noqa: PLR2004 (a loss needs a next token)
+            raise BadInput("the inputs have one token; a loss needs a next token")
+        if len(self.inputs) < 2 and self.value in ("resample", "position_mean"):  # noqa: PLR2004
+            raise BadInput(
+                f"value={self.value!r} takes values from other inputs, and there is one input only"
+            )
+        if not self.noise > 0:
+            raise BadInput(f"noise={self.noise}: give a positive number of standard deviations")
+        if self.baseline_inputs < 0 or self.resamples < 2:  # noqa: PLR2004
+            raise BadInput("baseline_inputs must be at least 0, resamples at least 2")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise BadInput(f"max_rows={self.max_rows}: a pass needs a row")
+
+
+@dataclass(frozen=True, eq=False)
+class CleanRun:
+    """A recorded run, and what edited runs are compared with.
+
+    Attributes:
+        recording: the run.
+        log_probabilities: (row, pos, vocabulary).
+        following: the next token at each position but the last, (row, pos - 1, 1).
+        foil: the most probable other token there, (row, pos - 1, 1).
+        difference: the logit difference of the two, (row, pos - 1).
+        loss: mean negative log-probability of the next token, (row,), nats.
+    """
+
+    recording: Recording
+    log_probabilities: Tensor
+    following: Tensor
+    foil: Tensor
+    difference: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, recording: Recording) -> "CleanRun":
+        """Read the logits of a run."""
+        ends = recording.resid[-1]
+        logits = recording.readout(ends.flatten(0, 1)).unflatten(0, ends.shape[:2]).float()
+        log_probabilities, following = logits.log_softmax(-1), recording.ids[:, 1:, None]
+        foil = log_probabilities[:, :-1].scatter(-1, following, -torch.inf).argmax(-1, keepdim=True)
+        difference = logits[:, :-1].gather(-1, following) - logits[:, :-1].gather(-1, foil)
+        loss = -log_probabilities[:, :-1].gather(-1, following)[..., 0].mean(-1)
+        return cls(recording, log_probabilities, following, foil, difference[..., 0], loss)
+
+    def measure(self, logits: Tensor) -> Tensor:
+        """The metrics of edited logits (variant, row, pos, vocabulary): (variant, row, metric)."""
+        logits = logits.float()
+        log_probabilities = logits.log_softmax(-1)
+        following, foil = (token.expand(len(logits), -1, -1, -1) for token in (self.following, self.foil))
+        loss = -log_probabilities[:, :, :-1].gather(-1, following)[..., 0].mean(-1)
+        difference = logits[:, :, :-1].gather(-1, following) - logits[:, :, :-1].gather(-1, foil)
+        agreement = log_probabilities.argmax(-1) == self.log_probabilities.argmax(-1)
+        kl = (
+            (self.log_probabilities.exp() * (self.log_probabilities - log_probabilities)).sum(-1).clamp_min(0)
+        )
+        changed = (difference[..., 0] - self.difference).mean(-1)
+        return torch.stack([loss - self.loss, kl.mean(-1), agreement.float().mean(-1), changed], -1)
+
+
+def ablate(  # noqa: PLR0913 (settings of a verb)
+    model: Model,
+    texts: Prompts,
+    *,
+    components: Sequence[str] = ("heads", "mlp"),
+    value: Value = "mean",
+    length: int | None = None,
+    max_inputs: int | None = None,
+    noise: float = 1.0,
+    baseline_inputs: int = 4,
+    resamples: int = 2000,
+    seed: int = 0,
+    max_rows: int | None = None,
+    **run: Unpack[RunOptions],
+) -> Result:
+    """Find what a model loses on a data set when one component at a time is replaced.
+
+    Args:
+        model: a decoder from ``load`` or ``wrap``.
+        texts: the data set: texts or token ids of one length, or of any with ``length``.
+        components: all of a kind (``heads``, ``mlp``, ``attention``, ``layers``) or single ones (``head.3.5``,
+            ``neuron.3.112``, ``mlp.3``, ``attention.3``, ``layer.3``).
+        value: what stands in: ``zero``, ``mean``, ``position_mean``, ``resample``, ``noise``.
+        length: cut the texts into inputs of this many tokens; what is left over is not used.
+        max_inputs: use this many inputs at most, the first ones.
+        noise: standard deviations of the noise, for ``value="noise"``.
+        baseline_inputs: inputs on which random directions are tried too; 0 for none.
+        resamples: of the bootstrap.
+        seed: of partners, noise, random directions and bootstrap.
+        max_rows: most rows in one pass; what memory allows by default.
+        **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
+
+    Returns:
+        A result whose dataset holds ``effect[metric, component]`` with ``_stderr``, ``_low`` and ``_high`` over inputs
+        (loss_difference and kl_from_clean in nats, top1_agreement, logit_difference); ``p_value`` and ``q_value``,
+        adjusted over the scan; ``effect_by_input``; ``clean_loss``; and ``baseline_effect`` of random directions.
+
+    Raises:
+        BadInput: an empty data set, inputs of different lengths, a component out of range, or a setting out of range.
+    """
+    measurement = Ablation(
+        inputs=_cut(prompts_of(model, texts), length)[:max_inputs],
+        components=tuple(components),
+        value=value,
+        noise=noise,
+        baseline_inputs=baseline_inputs,
+        resamples=resamples,
+        seed=seed,
+        max_rows=max_rows,
+    )
+    return perform(measurement, model, **run)
+
+
+def _cut(prompts: Sequence[Tokens], length: int | None) -> tuple[Tokens, ...]:
+    """Inputs of one length, from prompts of any."""
+    if length is None:
+        return tuple(prompts)
+    if length < 2:  # noqa: PLR2004 (a loss needs a next token)
+        raise BadInput(f"length={length}: an input needs two tokens or more")
+    inputs = tuple(
+        prompt[start : start + length]
+        for prompt in prompts
+        for start in range(0, len(prompt) - length + 1, length)
+    )
+    if not inputs:
+        raise BadInput(f"length={length}: the longest text has {max(map(len, prompts))} tokens")
+    return inputs

@@ -1,0 +1,194 @@
+"""Ablation: what is lost when one component at a time is replaced, layer by layer, and the strongest with intervals."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.errors import BadInput
+from assay.report.figure import Figure, Finding
+from assay.report.theme import finished
+
+_TABLE = "ablation"
+_FADED = 0.3
+_DISCOVERY = 0.05
+_STRONGEST = 20
+_CELL = 16
+_LINE = "#4c78a8"  # as the points: seen on light and on dark pages
+_TITLES = {
+    "loss_difference": "loss difference (nats a token)",
+    "kl_from_clean": "KL from clean (nats a token)",
+    "top1_agreement": "top-1 agreement",
+    "logit_difference": "change of the logit difference",
+}
+
+
+def chart(dataset: xr.Dataset, *, metric: str = "loss_difference") -> alt.HConcatChart:
+    """Draw an ablation scan, ready to show or save.
+
+    Args:
+        dataset: result of `assay.ablate`.
+        metric: ``"loss_difference"``, ``"kl_from_clean"``, ``"top1_agreement"`` or ``"logit_difference"``.
+
+    Returns:
+        An Altair chart in the light theme: every component but single neurons by layer, and the strongest components
+        with their intervals beside what a random direction does.
+
+    Raises:
+        BadInput: when `metric` is not known.
+    """
+    if metric not in _TITLES:
+        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    cells = frame(dataset)
+    return finished(panel(cells, metric=metric), {_TABLE: cells})
+
+
+def panel(cells: pd.DataFrame, *, metric: str) -> alt.HConcatChart:
+    """Draw one metric from the table, without a configuration, to be put beside others."""
+    base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.metric === '{metric}'")
+    columns = list(dict.fromkeys(cells.sort_values("place")["column"]))
+    named = [column for column in columns if column]
+    layers = [_layers(base, cells, metric, named)] if named else []
+    return alt.hconcat(*layers, _bars(base, metric))
+
+
+def _layers(base: alt.Chart, cells: pd.DataFrame, metric: str, columns: list[str]) -> alt.Chart:
+    own: Any = cells[(cells["metric"] == metric) & (cells["column"] != "")]
+    reach = float(np.nanmax(np.abs(own["change"].to_numpy()), initial=0.0)) or 1.0
+    clear = f"!isValid(datum.q_value) || datum.q_value <= {_DISCOVERY}"
+    fill = alt.Color(
+        "change:Q",
+        scale=alt.Scale(domain=[-reach, reach], range="diverging", clamp=True),
+        legend=alt.Legend(title=_legend(metric), format=".2~g"),
+    )
+    return (
+        base.transform_filter("datum.column !== ''")
+        .mark_rect()
+        .encode(
+            x=alt.X("column:O", sort=columns, title=None, axis=alt.Axis(orient="top", labelAngle=-90)),
+            y=alt.Y("layer:O", title="block"),
+            color=fill,
+            opacity=alt.condition(clear, alt.value(1), alt.value(_FADED)),
+            tooltip=_tooltip(),
+        )
+        .properties(
+            width=alt.Step(_CELL),
+            height=alt.Step(_CELL),
+            title=alt.TitleParams(
+                "By layer", subtitle=f"faded: not found at a false discovery rate of {_DISCOVERY}"
+            ),
+        )
+    )
+
+
+def _bars(base: alt.Chart, metric: str) -> Any:
+    """The strongest components with their intervals, and what a random direction of the same size does."""
+    ranked = (
+        base.transform_calculate(size="abs(datum.change)")
+        .transform_window(order="row_number()", sort=[alt.SortField("size", order="descending")])
+        .transform_filter(f"datum.order <= {_STRONGEST}")
+    )
+    order = alt.EncodingSortField("size", op="max", order="descending")
+    rows = alt.Y("component:N", sort=order, title=None)
+    axis = alt.X("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    spread = ranked.mark_rule(color=_LINE).encode(y=rows, x="effect_low:Q", x2="effect_high:Q")
+    points = ranked.mark_point(filled=True, size=36).encode(y=rows, x=axis, tooltip=_tooltip())
+    compared = ranked.transform_filter("isValid(datum.random_effect)")
+    random = compared.mark_tick(style="accent", thickness=2, size=10).encode(y=rows, x="random_effect:Q")
+    return alt.layer(spread, points, random).properties(
+        width=240,
+        height=alt.Step(_CELL),
+        title=alt.TitleParams(
+            f"The {_STRONGEST} strongest", subtitle="line: 95% interval; tick: random direction"
+        ),
+    )
+
+
+def _legend(metric: str) -> str:
+    return "top-1 agreement minus 1" if metric == "top1_agreement" else _TITLES[metric]
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("component:N", title="component"),
+        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
+        alt.Tooltip("effect_low:Q", title="from", format="+.4f"),
+        alt.Tooltip("effect_high:Q", title="to", format="+.4f"),
+        alt.Tooltip("q_value:Q", title="adjusted p", format=".2g"),
+        alt.Tooltip("random_effect:Q", title="random direction", format="+.4f"),
+    ]
+
+
+def figures(dataset: xr.Dataset) -> list[Figure]:
+    """Give the scan as a figure of a report, one variant for each metric."""
+    cells, told = frame(dataset), dataset.attrs
+    return [
+        Figure(
+            name=_TABLE,
+            title="Ablation",
+            caption=(
+                f"Each component replaced by: {str(told['value']).replace('_', ' ')}; {told['inputs']} inputs of "
+                f"{told['tokens']} tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. On "
+                f"the right the {_STRONGEST} strongest with their bootstrap intervals; a tick shows what a random "
+                "direction of the same size does."
+            ),
+            draw=lambda metric: panel(cells, metric=metric),
+            frame=cells,
+            choice="metric",
+            variants={
+                name.replace("_", " "): {"metric": name} for name in map(str, dataset["metric"].values)
+            },
+        )
+    ]
+
+
+def frame(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay the scan out as one row for each metric and component.
+
+    ``change`` is the effect as a distance from no effect; ``column`` is where the component stands in its layer, empty
+    for single neurons.
+    """
+    metrics, count = dataset.sizes["metric"], dataset.sizes["component"]
+    kinds, index = dataset["kind"].values.astype(str), dataset["index"].values
+    columns = [_column(str(kind), int(i)) for kind, i in zip(kinds, index, strict=True)]
+    table: dict[str, Any] = {
+        "metric": np.repeat(dataset["metric"].values.astype(str), count),
+        "component": np.tile(dataset["component"].values.astype(str), metrics),
+        "layer": np.tile(dataset["layer"].values, metrics),
+        "column": [name for name, _ in columns] * metrics,
+        "place": [place for _, place in columns] * metrics,
+    }
+    for name in ("effect", "effect_stderr", "effect_low", "effect_high", "p_value", "q_value"):
+        table[name] = dataset[name].transpose("metric", "component").values.ravel()
+    table["change"] = table["effect"] - (table["metric"] == "top1_agreement")
+    if "baseline_effect" in dataset:
+        table["random_effect"] = dataset["baseline_effect"].transpose("metric", "component").values.ravel()
+    return pd.DataFrame(table)
+
+
+def _column(kind: str, index: int) -> tuple[str, int]:
+    """Name and place of a component's column: heads first, then the whole of a block's parts."""
+    if kind == "neuron":
+        return "", -1
+    if kind == "head":
+        return f"head {index}", index
+    return kind, 1_000_000 + ["attention", "mlp", "layer"].index(kind)
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say how many components the loss depends on, and on which the most."""
+    cells = frame(dataset)
+    own: Any = cells[cells["metric"] == "loss_difference"]
+    row = own.loc[own["effect"].abs().idxmax()]
+    found = int((own["q_value"] <= _DISCOVERY).sum())
+    text = (
+        f"{found} of {len(own)} components change the loss at a false discovery rate of {_DISCOVERY}; the most "
+        f"{row['component']}, by {row['effect']:+.3g} nats a token"
+    )
+    if np.isfinite(row["effect_low"]):
+        text += f" [{row['effect_low']:.3g}, {row['effect_high']:.3g}]"
+    if "random_effect" in own:
+        text += f"; a random direction of the same size, by {row['random_effect']:+.3g}"
+    return [Finding(f"{text}.", position=0, block=int(row["layer"]))]
