@@ -63,6 +63,7 @@ def test_it_is_drawn_with_and_without_a_baseline() -> None:
 def test_findings_name_the_largest_of_each_kind() -> None:
     state, mlp = average_trace.findings(averages())
     assert "0.400 [0.350, 0.450], is at the last subject token after block 2, over 12 facts" in state.text
+    assert mlp.text.startswith("MLP outputs restored: ")
     assert "at the last token after block 3" in mlp.text
     nothing = averages()
     nothing["average_indirect_effect"] *= np.nan

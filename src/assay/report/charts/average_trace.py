@@ -152,9 +152,9 @@ def _largest(dataset: xr.Dataset, kind: str) -> Finding:
     here = dataset.sel(kind=kind)
     effect = here["average_indirect_effect"].transpose("role", "layer").values
     role, layer = (int(index) for index in np.unravel_index(np.nanargmax(effect), effect.shape))
-    cell = here.isel(role=role, layer=layer)
+    cell, title = here.isel(role=role, layer=layer), _TITLES.get(kind, kind)
     return Finding(
-        f"{_TITLES.get(kind, kind).capitalize()}: the largest average effect, "
+        f"{title[:1].upper()}{title[1:]}: the largest average effect, "
         f"{_interval(cell, 'average_indirect_effect')}, is at the {_ROLES[str(cell['role'].values)]} after block "
         f"{int(cell['layer'])}, over {int(cell['n_facts'])} facts.",
         position=0,
