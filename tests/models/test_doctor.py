@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from families import FAMILIES, Family
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +13,7 @@ from assay.estimates.checks import Check
 from assay.models import doctor as doctors
 from assay.models.doctor import Examination, doctor
 from assay.models.model import Model, wrap
+from families import FAMILIES, Family
 
 ROUNDING = "D106"
 SERVED_IN_FULL = "D107"
