@@ -155,3 +155,13 @@ def test_a_loaded_result_compares_like_the_one_in_memory(tmp_path: Path):
     result = perform(Toy(), ToyModel(), out=tmp_path)
     lines = compare(result, Result.load(result.path)).summary()
     assert (lines["cells"] == lines["equal"]).all()
+
+
+def test_no_number_is_equal_to_no_number():
+    a = perform(Toy(), ToyModel())
+    x = a.dataset["x"].astype(float)
+    a = replace(a, dataset=a.dataset.assign(x=x.where(np.arange(x.size) > 1)))
+    b = replace(a, dataset=a.dataset.assign(x=a.dataset["x"].where(np.arange(x.size) != 2)))
+    difference = compare(a, b).differences["x"].to_numpy()
+    assert difference[:2].tolist() == [0.0, 0.0]
+    assert np.isnan(difference[2])

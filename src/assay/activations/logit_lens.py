@@ -175,6 +175,9 @@ class LogitLens(Measurement):
         parts = list(pieces.values())
         lens = {name: torch.cat([part[name] for part in parts], 1) for name in LENS}
         along = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in LENS}
+        if len(self.tokens) == 1:  # nothing follows, so there is nothing for the baseline to find either
+            along["baseline_target_rank"].fill_(-1)
+            along["baseline_target_log_probability"].fill_(torch.nan)
         texts = model.token_texts(self.tokens)
         has_next = torch.arange(len(self.tokens)) < len(self.tokens) - 1
         ids = lens["top_token"]
@@ -204,12 +207,14 @@ class LogitLens(Measurement):
                 along.pop("model_log_probability").numpy(),
                 {"units": "nats"},
             ),
-            **{name: (("baseline_row",), values.numpy()) for name, values in along.items()},
+            **{
+                name: (("baseline_row",), values.numpy(), {"allow_nan": len(self.tokens) == 1})
+                for name, values in along.items()
+            },
         }
         sites = self._sites(model)
-        first = 0 if self.stream == "resid" else 1
         coords = {
-            "layer": np.arange(first, first + len(sites)) if first == 0 else np.arange(len(sites)),
+            "layer": np.arange(len(sites)),
             "site": ("layer", sites),
             "position": np.arange(len(texts)),
             "token": ("position", texts),

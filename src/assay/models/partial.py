@@ -16,6 +16,7 @@ way is recognised by a self-test on the recorded run, and served by full forward
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def record(
     names = [f"resid_pre.{layer}" for layer in range(model.n_layers)] + [f"resid_post.{model.n_layers - 1}"]
     wanted = list(dict.fromkeys(["embed", *names, *sites]))
     given = _unpadded(model, inputs)
-    few = {} if "logits" in map(canonical, sites) else few_logits(model)
+    few: dict[str, Any] = {} if "logits" in map(canonical, sites) else few_logits(model)
     captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True, **few)
     held = tuple((layer.keys, layer.values) for layer in getattr(cache, "layers", ()) if layer.is_initialized)
     recording = Recording(

@@ -113,7 +113,9 @@ def _unpairable(a: xr.DataArray, b: xr.DataArray) -> str:
 def _paired(a: xr.Dataset, b: xr.Dataset, name: str, level: float) -> dict[str, xr.DataArray]:
     """Subtract one variable of ``a`` from that of ``b`` where both have the cell."""
     left, right = xr.align(a[name].astype(np.float64), b[name].astype(np.float64), join="inner")
-    difference = right - left
+    difference = (right - left).where(
+        left.notnull() | right.notnull(), 0.0
+    )  # no number is equal to no number
     error = f"{name}_{COMPANIONS[0]}"
     if not all(error in dataset and is_companion(dataset, error) for dataset in (a, b)):
         return {name: difference}
