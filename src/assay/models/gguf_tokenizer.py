@@ -83,18 +83,22 @@ def _byte_level_split(pre: str | None) -> pre_tokenizers.PreTokenizer:
     if pre in GPT2_SPLIT:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre in SINGLE_DIGITS:
-        return pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ])
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
     if pre in (*LLAMA3_SPLIT, *QWEN2_SPLIT):
         digits = r"\p{N}{1,3}" if pre in LLAMA3_SPLIT else r"\p{N}"
         words = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
         rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        return pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(f"{words}|{rest}"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(f"{words}|{rest}"), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     known = ", ".join(sorted((*SINGLE_DIGITS, *GPT2_SPLIT, *LLAMA3_SPLIT, *QWEN2_SPLIT)))
     raise BadInput(
         f"The GGUF file asks for the pre-tokenizer {pre!r}, which is not known here, and guessing it would "

@@ -99,7 +99,7 @@ def attempt(device: torch.device) -> dict[str, Any]:
             "platform": platform.platform(),
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "threads": torch.get_num_threads(),
-            "versions": _versions(),
+            "versions": dict(_versions()),
         },
     }
 
