@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from assay.activations.ablation import ablate
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
+    from assay.activations.direct_logit_attribution import direct_logit_attribution
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
     from assay.activations.patching import patch
@@ -36,6 +37,7 @@ __all__ = [
     "average_causal_trace",
     "capture",
     "causal_trace",
+    "direct_logit_attribution",
     "intervene",
     "known",
     "load",
@@ -57,6 +59,7 @@ _HOMES = {
     "average_causal_trace": "assay.activations.average_trace",
     "capture": "assay.models.intervention",
     "causal_trace": "assay.activations.causal_trace",
+    "direct_logit_attribution": "assay.activations.direct_logit_attribution",
     "intervene": "assay.models.intervention",
     "load": "assay.models.loading",
     "logit_lens": "assay.activations.logit_lens",

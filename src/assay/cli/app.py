@@ -24,6 +24,7 @@ MEASURE = {
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
     "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
+    "dla": "Direct logit attribution: what each component writes straight into a logit.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }
 WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."

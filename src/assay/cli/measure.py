@@ -49,6 +49,7 @@ VERBS = {
     "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
     "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
+    "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
 MODEL_HELP = "What to measure."
