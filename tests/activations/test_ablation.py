@@ -178,6 +178,7 @@ def test_texts_are_cut_to_a_length(tiny_llama: Model) -> None:
         ({"value": "resample", "inputs": INPUTS[:1]}, "there is one input only"),
         ({"value": "position_mean", "inputs": INPUTS[:1]}, "there is one input only"),
         ({"noise": 0.0}, "noise=0.0"),
+        ({"seed": -1}, "seed=-1"),
         ({"baseline_inputs": -1}, "baseline_inputs"),
         ({"resamples": 1}, "resamples"),
         ({"max_rows": 0}, "max_rows=0"),

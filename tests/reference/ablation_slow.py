@@ -65,8 +65,8 @@ class SlowAblation:
         """The Gaussian numbers that the seed stands for."""
         kind, layer, *index = component.split(".")
         place = [int(layer), int(index[0]) + 1 if index else 0, site, *(ord(letter) for letter in kind)]
-        seed = np.random.SeedSequence([self.seed, stream, number, *place]).generate_state(1)[0]
-        return torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
+        seed = int(np.random.default_rng([self.seed, stream, number, *place]).integers(2**63))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def replacement(self, component: str, number: int, index: int, *, random: bool = False) -> Tensor:
         """What stands in for a component at its site of some index, (pos, width of the part)."""

@@ -250,6 +250,8 @@ class Ablation(Measurement):
             raise BadInput(
                 f"value={self.value!r} takes values from other inputs, and there is one input only"
             )
+        if self.seed < 0:
+            raise BadInput(f"seed={self.seed}: give 0 or more")
         if not self.noise > 0:
             raise BadInput(f"noise={self.noise}: give a positive number of standard deviations")
         if self.baseline_inputs < 0 or self.resamples < 2:  # noqa: PLR2004

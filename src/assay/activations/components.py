@@ -255,6 +255,6 @@ class Replacements:
         place = (component.layer, component.index + 1, component.sites.index(site), *map(ord, component.kind))
         rows = []
         for number in self.inputs:
-            seed = np.random.SeedSequence([self.seed, stream, number, *place]).generate_state(1)[0]
-            rows.append(torch.randn(own.shape[1:], generator=torch.Generator().manual_seed(int(seed))))
+            seed = int(np.random.default_rng([self.seed, stream, number, *place]).integers(2**63))
+            rows.append(torch.randn(own.shape[1:], generator=torch.Generator().manual_seed(seed)))
         return torch.stack(rows).to(own)
