@@ -95,6 +95,7 @@ def test_one_input_has_an_effect_and_no_interval(model: Model) -> None:
     assert np.isnan(result.dataset["effect_low"]).all() and np.isnan(result.dataset["p_value"]).all()
     verdicts = {check.code: check.verdict for check in result.checks}
     assert (verdicts["A001"], verdicts["B103"]) == ("pass", "warn")
+    assert "clean_loss" in result.dataset and "clean_loss_low" not in result.dataset
 
 
 def test_rows_at_once_do_not_change_the_numbers(model: Model) -> None:

@@ -109,6 +109,7 @@ def test_the_answer_is_the_model_s_own_when_none_is_given(model: Model) -> None:
     assert "head" not in dataset["kind"].values
     assert "baseline_attribution" not in dataset
     assert np.isnan(dataset["attribution_stderr"]).all()
+    assert "target_low" not in dataset
 
 
 def test_the_baseline_is_the_attribution_to_random_tokens(kind: Any, model: Model) -> None:

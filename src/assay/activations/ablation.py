@@ -154,7 +154,8 @@ class Ablation(Measurement):
         }
         for part, values, level in zip(PARTS, self._intervals(effect), loss, strict=True):
             variables[f"effect{part}"] = (dims, values, few if part else {})
-            variables[f"clean_loss{part}"] = ((), float(level), few if part else {})
+            if not (part and few):  # a single number without an interval says so by having none
+                variables[f"clean_loss{part}"] = ((), float(level))
         if self.baseline_inputs:
             random = torch.cat([piece["random"] for piece in units if "random" in piece])
             for part, values in zip(PARTS[:2], mean_interval(random.double().numpy()), strict=False):

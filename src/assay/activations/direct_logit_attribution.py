@@ -112,7 +112,8 @@ class DirectLogitAttribution(Measurement):
 
         def put(name: str, dims: tuple[str, ...], values: Tensor) -> None:
             for part, estimate in zip(PARTS, mean_interval(values.double().numpy()), strict=True):
-                variables[name + part] = (dims, estimate, few if part else {})
+                if dims or not (part and few):  # a single number without an interval says so by having none
+                    variables[name + part] = (dims, estimate, few if part else {})
 
         for name in PER_PROMPT:
             put(name, ("component",), torch.stack([piece[name] for piece in units]))
