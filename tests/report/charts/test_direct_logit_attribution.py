@@ -71,7 +71,7 @@ def test_only_the_strongest_have_a_line() -> None:
 
 def test_the_caption_names_answer_and_foil() -> None:
     figure = charts.figures(synthetic())[0]
-    assert "minus that of “ John”" in figure.caption and "mean of 4 prompts" in figure.caption
+    assert "minus that of “ John”" in figure.caption and "mean over prompts (4)" in figure.caption
     vl_convert.vegalite_to_svg(figure.chart().to_dict())
 
 

@@ -107,7 +107,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Direct logit attribution",
             caption=(
                 f"What each component writes straight into the logit of “{visible(str(told['answer']), space=' ')}”"
-                f"{against}, the final norm held fixed; mean of {told['prompts']} prompts. A block's attention is the "
+                f"{against}, the final norm held fixed; mean over prompts ({told['prompts']}). A block's attention is the "
                 "sum of its heads and a bias. A tick is what is really lost when the component's direct path is cut."
             ),
             draw=lambda: panel(dataset, cells),

@@ -132,7 +132,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title=f"Patching {dataset.attrs['site']}",
             caption=(
                 "Change of each metric at the last position when one place takes "
-                f"{_VERBS[dataset.attrs['direction']]}, mean of {dataset.attrs['pairs']} pairs. Tokens in "
+                f"{_VERBS[dataset.attrs['direction']]}, mean over pairs ({dataset.attrs['pairs']}). Tokens in "
                 "bold differ between the prompts; faded cells are those whose 95% interval over pairs includes "
                 f"zero.{untold}"
             ),
