@@ -107,8 +107,8 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Direct logit attribution",
             caption=(
                 f"What each component writes straight into the logit of “{visible(str(told['answer']), space=' ')}”"
-                f"{against}, the final norm held fixed; mean over prompts ({told['prompts']}). A block's attention is the "
-                "sum of its heads and a bias. A tick is what is really lost when the component's direct path is cut."
+                f"{against}, the final norm held fixed; mean over prompts ({told['prompts']}). A block's attention is "
+                "the sum of its heads and a bias. A tick is what is lost when a component's direct path is cut."
             ),
             draw=lambda: panel(dataset, cells),
             frame=cells,
