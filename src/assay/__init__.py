@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from assay.activations.survey import survey
     from assay.errors import BadInput
     from assay.landscape import known
+    from assay.landscape.learning_coefficient import learning_coefficient
     from assay.models.anatomy import Layout
     from assay.models.edits import at
     from assay.models.intervention import capture, intervene
@@ -40,6 +41,7 @@ __all__ = [
     "direct_logit_attribution",
     "intervene",
     "known",
+    "learning_coefficient",
     "load",
     "logit_lens",
     "neuron_importance",
@@ -61,6 +63,7 @@ _HOMES = {
     "causal_trace": "assay.activations.causal_trace",
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",
     "intervene": "assay.models.intervention",
+    "learning_coefficient": "assay.landscape.learning_coefficient",
     "load": "assay.models.loading",
     "logit_lens": "assay.activations.logit_lens",
     "neuron_importance": "assay.activations.neuron_importance",

@@ -1,0 +1,138 @@
+"""Losses and gradients of many chains at once, each at its own weights and on its own batch.
+
+A chain is a row of one flat buffer (chain, d). Plain stacks of linear layers are differentiated by hand with
+batched matrix products; every other module goes through ``torch.func``. Both give the same numbers up to rounding.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from assay.landscape.losses import OutputLoss
+from assay.landscape.target import Target
+
+ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
+Batch = tuple[Tensor, ...]
+
+
+class Gradient(Protocol):
+    """Mean loss and its gradient, for every chain."""
+
+    def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Take weights (chain, d) and a batch (chain, example, ...); give (chain,) and (chain, d)."""
+        ...
+
+
+def gradient_of(target: Target) -> Gradient:
+    """Choose the fastest way that serves this module and loss."""
+    return Stack(target) if is_stack(target) else Functional(target)
+
+
+def is_stack(target: Target) -> bool:
+    """Tell whether a module is a plain stack of linear layers and activations under a loss of its outputs."""
+    module = target.module
+    return (
+        type(module) is nn.Sequential
+        and isinstance(target.loss, OutputLoss)
+        and all(type(part) is nn.Linear or type(part) in ELEMENTWISE for part in module)
+        and len(target.parameters) == sum(len(list(part.parameters())) for part in module)
+        and target.data[0].ndim == 2
+    )
+
+
+class _WithLoss(nn.Module):
+    """A module and its loss in one, so that a loss sees the real module under substituted weights."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.module, self._loss = target.module, target.loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self.module, batch)
+
+
+def mean_loss(target: Target) -> Callable[[Tensor, Batch], Tensor]:
+    """Give the function from flat weights (d,) and a batch to the mean loss over it."""
+    whole = _WithLoss(target)
+
+    def mean(flat: Tensor, batch: Batch) -> Tensor:
+        named = {f"module.{name}": value for name, value in target.named(flat).items()}
+        return functional_call(whole, named, (batch,)).mean()
+
+    return mean
+
+
+class Functional:
+    """Any module, by ``vmap`` of ``grad_and_value`` of ``functional_call``."""
+
+    def __init__(self, target: Target) -> None:
+        self._each = vmap(grad_and_value(mean_loss(target)))
+
+    def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Gradient`."""
+        gradient, loss = self._each(parameters, batch)
+        return loss.detach(), gradient
+
+
+class Stack:
+    """A stack of linear layers and elementwise activations, by batched matrix products.
+
+    The loss and the activations are differentiated by autograd, one after the other; the layers by hand, straight
+    into the flat gradient.
+    """
+
+    def __init__(self, target: Target) -> None:
+        assert isinstance(target.loss, OutputLoss) and isinstance(target.module, nn.Sequential)
+        self._loss, self._layers = target.loss, list(target.module)
+        self._shapes = {name: value.shape for name, value in target.parameters.items()}
+        self._places = target.places
+
+    def _part(self, flat: Tensor, name: str) -> Tensor:
+        return flat[:, self._places[name]].view(len(flat), *self._shapes[name])
+
+    def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Gradient`."""
+        entering: list[Tensor] = []
+        values = batch[0]
+        for index, layer in enumerate(self._layers):
+            entering.append(values)
+            values = self._forward(parameters, index, layer, values)
+        loss, slope = self._outer(values, batch[1])
+        gradient = torch.empty_like(parameters)
+        for index in range(len(self._layers) - 1, -1, -1):
+            layer, before = self._layers[index], entering[index]
+            if not isinstance(layer, nn.Linear):
+                slope = _pull_back(layer, before, slope)
+                continue
+            self._part(gradient, f"{index}.weight").copy_(slope.mT @ before)
+            if f"{index}.bias" in self._places:
+                self._part(gradient, f"{index}.bias").copy_(slope.sum(1))
+            if index:
+                slope = slope @ self._part(parameters, f"{index}.weight")
+        return loss, gradient
+
+    def _forward(self, parameters: Tensor, index: int, layer: nn.Module, values: Tensor) -> Tensor:
+        if not isinstance(layer, nn.Linear):
+            return layer(values)
+        weight = self._part(parameters, f"{index}.weight").mT
+        if f"{index}.bias" not in self._places:
+            return values @ weight
+        return torch.baddbmm(self._part(parameters, f"{index}.bias")[:, None], values, weight)
+
+    def _outer(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Give each chain's mean loss and its gradient with respect to the outputs."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            each = self._loss.of(leaf.flatten(0, 1), targets.flatten(0, 1))
+            loss = each.view(len(outputs), -1).mean(1)
+            (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), slope
+
+
+def _pull_back(layer: nn.Module, before: Tensor, slope: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = before.detach().requires_grad_()
+        return torch.autograd.grad(layer(leaf), leaf, slope)[0]

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from assay.landscape.chains import Chains, walk
+from assay.landscape.gradients import Functional
+from assay.landscape.losses import squared_error
+from assay.landscape.target import target
+from reference.landscape_slow import slow_walk
+
+
+def network() -> nn.Sequential:
+    module, generator = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        torch.Generator().manual_seed(0),
+    )
+    for weight in module.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator)
+    return module
+
+
+DATA = (torch.randn(30, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(30, 2))
+SEEDS = (5, 6, 7)
+STEP, BETA, GAMMA = (
+    torch.tensor([1e-3, 2e-3, 5e-4]),
+    torch.tensor([20.0, 5.0, 9.0]),
+    torch.tensor([1.0, 0.0, 30.0]),
+)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_chains_together_take_the_steps_each_takes_alone_on_the_module(batch_size: int | None) -> None:
+    module = network()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    mask = {"0.weight": torch.rand(4, 3, generator=torch.Generator().manual_seed(2)) > 0.5}
+    made = target(module, squared_error, DATA, mask=mask)
+    assert made.mask is not None
+    chains = Chains(SEEDS, STEP, BETA, GAMMA, made.mask[None], batch_size)
+    for way in (None, Functional(made)):
+        traces = walk(made, chains, 40, way)
+        for chain, seed in enumerate(SEEDS):
+            losses, distances = slow_walk(
+                module,
+                squared_error,
+                DATA,
+                seed=seed,
+                step_size=float(STEP[chain]),
+                n_beta=float(BETA[chain]),
+                localization=float(GAMMA[chain]),
+                batch_size=batch_size,
+                steps=40,
+                mask=mask,
+            )
+            # float32 rounding, grown over 40 steps of a contracting walk
+            assert_close(traces.loss[chain].float(), losses, rtol=1e-4, atol=1e-5)
+            assert_close(traces.distance[chain].float(), distances, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_equal_seeds_see_equal_noise() -> None:
+    made = target(network(), squared_error, DATA)
+    same = Chains((3, 3, 4), *torch.tensor([[1e-3] * 3, [9.0] * 3, [1.0] * 3]), None, 5)
+    loss = walk(made, same, 10).loss
+    assert torch.equal(loss[0], loss[1])
+    assert not torch.equal(loss[0], loss[2])
+
+
+def test_the_first_step_is_at_the_anchor_and_each_chain_has_its_own_mask() -> None:
+    made = target(network(), squared_error, DATA)
+    masks = torch.zeros(2, len(made.anchor()), dtype=torch.bool)
+    masks[0, :3] = True
+    traces = walk(made, Chains((1, 2), *torch.tensor([[1e-3] * 2, [9.0] * 2, [1.0] * 2]), masks), 5)
+    expected = squared_error(made.module, DATA).mean().double().detach()
+    assert_close(traces.loss[:, 0], expected.expand(2), rtol=1e-6, atol=0)
+    assert traces.distance[:, 0].tolist() == [0, 0]
+    assert float(traces.distance[0, -1]) > 0
+    assert traces.distance[1].tolist() == [0] * 5
+    assert traces.squared_gradient[1].tolist() == [0] * 5
+
+
+def test_a_strong_localization_keeps_chains_at_its_own_distance() -> None:
+    """With gamma alone in force the distance is that of a Gaussian: sqrt(d / gamma)."""
+    made = target(network(), squared_error, DATA)
+    gamma, step = 1e4, 1e-5
+    setting = torch.tensor([[step] * 8, [1e-6] * 8, [gamma] * 8])
+    distance = walk(made, Chains(tuple(range(8)), *setting), 1500).distance[:, 300:]
+    expected = (len(made.anchor()) / gamma / (1 - step * gamma / 4)) ** 0.5
+    assert float(distance.square().mean().sqrt()) == pytest.approx(expected, rel=0.03)

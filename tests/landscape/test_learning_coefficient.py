@@ -1,0 +1,260 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from assay.errors import BadInput
+from assay.estimates.convergence import convergence
+from assay.landscape.learning_coefficient import LearningCoefficient, learning_coefficient
+from assay.landscape.learning_coefficient_checks import judge
+from assay.landscape.losses import squared_error
+from assay.landscape.target import target
+from assay.runs.measurement import from_settings, settings
+from assay.runs.result import Result
+from assay.zoo import deep_linear
+from assay.zoo.densities import Separable
+from assay.zoo.gibbs import gibbs
+from reference.landscape_slow import slow_walk
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def potential(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return module(batch[0])
+
+
+def network(widths: tuple[int, ...], rank: int, n: int):
+    target_map = deep_linear.teacher(widths, rank, generator=generator(1))
+    anchor = deep_linear.at_minimal_rank(target_map, widths)
+    return anchor, deep_linear.as_module(anchor), deep_linear.examples(target_map, n, generator=generator(2))
+
+
+def verdicts(result: Result) -> dict[str, str]:
+    return {check.code: check.verdict for check in result.checks}
+
+
+@pytest.fixture(scope="module")
+def measured() -> Result:
+    _, module, data = network((3, 4, 3), 2, 60)
+    return learning_coefficient(module, squared_error, data, step_size=1e-3, chains=6, draws=300, burn_in=200)
+
+
+@pytest.mark.parametrize(
+    ("widths", "rank", "batch"), [((3, 4, 3), 2, None), ((3, 3, 3, 2), 1, 20), ((4, 2, 3), 2, 20)]
+)
+def test_less_its_bias_the_estimate_is_that_of_the_exact_sampler(
+    widths, rank: int, batch: int | None
+) -> None:
+    anchor, module, data = network(widths, rank, 100)
+    n_beta = 100 / math.log(100)
+    spread = data[0].T @ data[0] / 100
+    exact = gibbs(anchor, n_beta=n_beta, covariance=spread, chains=32, sweeps=300, generator=generator())
+    result = learning_coefficient(
+        module, squared_error, data, step_size=5e-4, chains=16, draws=3000, burn_in=1500, batch_size=batch
+    )
+    found = result.dataset
+    corrected = float(found["llc"] - found["llc_bias"])
+    stderr = math.hypot(float(found["llc_stderr"]), convergence(exact.numpy()).mcse)
+    # three standard errors of both, and what the law of first order leaves out: as a share, the bias squared
+    second_order = float(found["llc_bias"]) ** 2 / float(exact.mean())
+    assert corrected == pytest.approx(float(exact.mean()), abs=3 * stderr + second_order)
+    assert stderr < 0.05 * float(exact.mean())
+    assert float(found["n_beta"]) == pytest.approx(n_beta)
+
+
+def test_where_nothing_is_degenerate_it_is_half_the_parameters() -> None:
+    """A quadratic, whose exact law under SGLD is known; localized it is the sum of (1/2) h / (h + gamma)."""
+    n_beta, gamma, step = 50.0, 20.0, 5e-3
+    result = learning_coefficient(
+        Separable([2] * 10),
+        potential,
+        torch.zeros(4, 1),
+        step_size=step,
+        n_beta=n_beta,
+        localization=gamma,
+        chains=16,
+        draws=1500,
+        burn_in=100,
+    )
+    curvature = 2 * n_beta + gamma
+    expected = 10 * n_beta / (curvature * (1 - step * curvature / 4))
+    found = result.dataset
+    assert float(found["llc"]) == pytest.approx(expected, abs=4 * float(found["llc_stderr"]))
+    # the variance of the loss is another estimate of the same, up to the same bias
+    assert float(found["llc_variance"]) == pytest.approx(expected, rel=0.25)
+
+
+def test_the_estimate_is_that_of_the_slow_walk() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    result = learning_coefficient(
+        module,
+        squared_error,
+        data,
+        step_size=1e-3,
+        n_beta=12.0,
+        chains=3,
+        draws=30,
+        burn_in=7,
+        batch_size=9,
+        seed=4,
+    )
+    for chain in range(3):
+        seed = int(np.random.SeedSequence([4, chain]).generate_state(1)[0])
+        losses, _ = slow_walk(
+            module, squared_error, data,
+            seed=seed, step_size=1e-3, n_beta=12.0, localization=1.0, batch_size=9, steps=37,
+        )  # fmt: skip
+        expected = 12 * float(losses[7:].double().mean())
+        assert float(result.dataset["llc_per_chain"][chain]) == pytest.approx(expected, rel=1e-4)
+    assert float(result.dataset["llc"]) == pytest.approx(float(result.dataset["llc_per_chain"].mean()))
+
+
+def test_chains_walked_in_groups_and_a_run_resumed_give_the_same(measured: Result, tmp_path) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    same = {"step_size": 1e-3, "chains": 6, "draws": 300, "burn_in": 200}
+    grouped = learning_coefficient(module, squared_error, data, **same, chains_at_once=4, out=tmp_path)
+    assert [unit["name"] for unit in grouped.manifest["units"]] == ["chains-000", "chains-004"]
+    # batched products round differently in groups of another size
+    np.testing.assert_allclose(grouped.dataset["llc_per_chain"], measured.dataset["llc_per_chain"], rtol=1e-3)
+    again = learning_coefficient(module, squared_error, data, **same, chains_at_once=4, out=tmp_path)
+    assert again.manifest["id"] == grouped.manifest["id"]
+    xr.testing.assert_identical(again.dataset, grouped.dataset)
+
+
+def test_settings_survive_json(measured: Result) -> None:
+    measurement = measured.measurement
+    assert from_settings("learning_coefficient", settings(measurement)) == measurement
+    assert measurement.data_hash() == measured.manifest["data_hash"]
+
+
+def test_memory_grows_with_the_chains_walked_together(measured: Result) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    made, measurement = target(module, squared_error, data), measured.measurement
+    assert isinstance(measurement, LearningCoefficient)
+    fewer = dataclasses.replace(measurement, chains_at_once=1)
+    assert 0 < fewer.memory(made) < measurement.memory(made)
+
+
+def test_other_seeds_and_masks_give_other_numbers(measured: Result) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    same = {"step_size": 1e-3, "chains": 6, "draws": 300, "burn_in": 200}
+    other = learning_coefficient(module, squared_error, data, **same, seed=1).dataset
+    assert float(other["llc"]) != float(measured.dataset["llc"])
+    mask = {"0.weight": torch.ones(4, 3, dtype=torch.bool)}
+    part = learning_coefficient(
+        module, squared_error, data, step_size=1e-3, draws=2000, burn_in=300, mask=mask
+    ).dataset
+    assert part.attrs["parameters"] == 12
+    # one layer alone is a Gaussian of 2 x 3 stiff directions (the other layer has rank 2), less 2 % by gamma
+    assert float(part["llc"] - part["llc_bias"]) == pytest.approx(3, abs=4 * float(part["llc_stderr"]) + 0.06)
+
+
+def test_chains_that_agree_by_luck_do_not_make_the_interval_narrow(measured: Result) -> None:
+    found = measured.dataset
+    assert float(found["llc_stderr"]) >= float(found["llc_mcse"])
+    _, module, data = network((3, 4, 3), 2, 60)
+    made = target(module, squared_error, data)
+    (unit,) = measured.measurement.plan(made)
+    pieces = measured.measurement.measure(made, unit, measured.measurement.prepare(made))
+    pieces["loss"] -= pieces["loss"][:, 200:].mean(1, keepdim=True) - torch.linspace(1, 1.001, 6)[:, None]
+    alike = measured.measurement.combine(made, {unit.name: pieces})
+    assert float(alike["llc_stderr"]) == pytest.approx(float(alike["llc_mcse"]))
+    assert float(alike["llc_high"] - alike["llc"]) == pytest.approx(
+        2.571 * float(alike["llc_mcse"]), rel=1e-3
+    )  # Student's quantile at 5 degrees of freedom
+
+
+def test_an_untrained_network_fails_as_no_minimum(measured: Result) -> None:
+    assert verdicts(measured)["L202"] == "pass"
+    data = network((3, 4, 3), 2, 60)[2]
+    untrained = deep_linear.as_module(deep_linear.random_weights((3, 4, 3), generator=generator(9)))
+    result = learning_coefficient(untrained, squared_error, data, step_size=1e-3, draws=50, burn_in=50)
+    assert verdicts(result)["L202"] == "fail"
+
+
+def test_a_chain_that_diverged_is_named_and_left_out(measured: Result) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    made, measurement = target(module, squared_error, data), measured.measurement
+    (unit,) = measurement.plan(made)
+    pieces = measurement.measure(made, unit, measurement.prepare(made))
+    pieces["loss"][2, 250:] = torch.nan
+    dataset = measurement.combine(made, {unit.name: pieces})
+    left = measured.dataset["llc_per_chain"].to_numpy()[[0, 1, 3, 4, 5]]
+    assert float(dataset["llc"]) == pytest.approx(left.mean())
+    first = judge(dataset)[0]
+    assert (first.code, first.verdict) == ("L201", "fail")
+    assert "Chains 2 ended" in first.message
+
+
+def test_when_all_diverge_there_is_no_number() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    result = learning_coefficient(module, squared_error, data, step_size=10.0, draws=60, burn_in=0)
+    assert math.isnan(float(result.dataset["llc"]))
+    assert verdicts(result)["L201"] == "fail"
+    assert result.chart().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "verdict"),
+    [
+        ("L203", {"r_hat": 1.1}, "warn"),
+        ("L203", {"r_hat": 1.5}, "fail"),
+        ("L204", {"llc": 10.0, "llc_bias": 0.7}, "warn"),
+        ("L204", {"llc": 10.0, "llc_bias": 2.0}, "fail"),
+        ("L204", {"llc": 10.0, "llc_bias": 0.1}, "pass"),
+        ("L205", {"llc": 10.0, "drift": 0.5, "drift_stderr": 0.01}, "warn"),
+        ("L205", {"llc": 10.0, "drift": -3.0, "drift_stderr": 0.1}, "fail"),
+        ("L205", {"llc": 10.0, "drift": 3.0, "drift_stderr": 2.0}, "pass"),
+        ("L206", {"ess": 40.0}, "warn"),
+        ("L206", {"ess": 400.0}, "pass"),
+        ("L202", {"llc": -3.0, "llc_high": -1.0}, "fail"),
+        ("L202", {"llc": 3.0, "anchor_downhill": 4.0}, "fail"),
+    ],
+)
+def test_each_check_reads_its_figure(measured: Result, code: str, changes, verdict: str) -> None:
+    (check,) = [each for each in judge(measured.dataset.assign(changes)) if each.code == code]
+    assert check.verdict == verdict
+    assert bool(check.remedy) == (verdict != "pass")
+
+
+def test_moving_away_is_seen(measured: Result) -> None:
+    def judged(distance: np.ndarray) -> str:
+        dataset = measured.dataset.assign(distance=(("chain", "draw"), distance))
+        return next(check.verdict for check in judge(dataset) if check.code == "L207")
+
+    shape = measured.dataset["distance"].shape
+    assert judged(np.ones(shape)) == "pass"
+    growing = np.broadcast_to(np.arange(shape[1], dtype=float) ** 6, shape)
+    assert judged(growing) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step_size": 0.0}, "step_size"),
+        ({"n_beta": 0.0}, "n_beta"),
+        ({"localization": -1.0}, "localization"),
+        ({"chains": 1}, "at least 2"),
+        ({"chains_at_once": -1}, "at least 1"),
+        ({"draws": 7}, "at least 8"),
+        ({"burn_in": -1}, "burn_in"),
+        ({"batch_size": 0}, "an example or more"),
+        ({"batch_size": 61}, "smaller batch"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(changes, message: str) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    with pytest.raises(BadInput, match=message):
+        learning_coefficient(module, squared_error, data, **{"step_size": 1e-3, **changes})
+
+
+def test_other_data_than_the_settings_name_are_refused(measured: Result) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    with pytest.raises(BadInput, match="other data"):
+        measured.measurement.plan(target(module, squared_error, (data[0] + 1, data[1])))

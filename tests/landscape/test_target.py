@@ -1,0 +1,86 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from assay.errors import BadInput
+from assay.landscape.losses import squared_error
+from assay.landscape.target import target
+
+INPUTS, ANSWERS = torch.arange(12.0).view(4, 3), torch.ones(4, 2)
+
+
+def module() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5), nn.Linear(2, 2))
+
+
+def test_data_come_as_tensors_datasets_or_loaders() -> None:
+    dataset = TensorDataset(INPUTS, ANSWERS)
+    made = [
+        target(module(), squared_error, data)
+        for data in ((INPUTS, ANSWERS), [INPUTS, ANSWERS], dataset, DataLoader(dataset, batch_size=3))
+    ]
+    assert {each.data_hash() for each in made} == {made[0].data_hash()}
+    assert {each.n for each in made} == {4}
+    assert torch.equal(made[2].data[0], INPUTS)
+    assert target(module(), squared_error, (INPUTS + 1, ANSWERS)).data_hash() != made[0].data_hash()
+
+
+def test_the_hash_of_the_weights_is_that_of_all_that_decides_where_chains_go() -> None:
+    network = module()
+    made = target(network, squared_error, (INPUTS, ANSWERS))
+    before = made.weight_hash()
+    assert target(network, squared_error, (INPUTS, ANSWERS)).weight_hash() == before
+    masked = target(network, squared_error, (INPUTS, ANSWERS), mask={"0.bias": torch.tensor([True, False])})
+    assert masked.weight_hash() != before
+    assert masked.mask is not None
+    assert masked.mask.nonzero().tolist() == [[6]]
+    network[2].bias.data += 1
+    assert made.weight_hash() != before
+
+
+def test_the_module_is_in_eval_mode_only_for_a_while() -> None:
+    network = module()
+    network[0].eval()
+    with target(network, squared_error, (INPUTS, ANSWERS)).evaluating():
+        assert not any(part.training for part in network.modules())
+    assert [part.training for part in network] == [False, True, True]
+    assert network.training
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield INPUTS[0]
+
+
+def frozen() -> nn.Module:
+    return module().requires_grad_(False)
+
+
+def broken() -> nn.Module:
+    network = module()
+    network[0].weight.data[0, 0] = torch.nan
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "data", "mask", "message"),
+    [
+        (module, lambda m, b: m(b[0]).mean(), INPUTS, None, "one value for each example"),
+        (module, lambda m, b: m(b[0]).sum(1) * torch.inf, INPUTS, None, "NaN or infinite at the anchor"),
+        (frozen, squared_error, (INPUTS, ANSWERS), None, "requires grad"),
+        (broken, squared_error, (INPUTS, ANSWERS), None, "weights are NaN"),
+        (module, squared_error, (INPUTS, ANSWERS[:3]), None, r"lengths \[4, 3\]"),
+        (module, squared_error, (INPUTS.to("meta"), ANSWERS), None, "on cpu, data on meta"),
+        (module, squared_error, Endless(), None, "with a length"),
+        (module, squared_error, (INPUTS, ANSWERS), {"0.weigth": ANSWERS}, "parameters that can move: 0.weight"),
+        (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(3, dtype=torch.bool)}, "expected bool"),
+        (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(2)}, "expected bool"),
+        (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.zeros(2, dtype=torch.bool)}, "no parameter move"),
+    ],
+)  # fmt: skip
+def test_bad_input_says_what_to_pass(make, loss, data, mask, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        target(make(), loss, data, mask=mask)
