@@ -244,6 +244,7 @@ def test_moving_away_is_seen(measured: Result) -> None:
         ({"chains_at_once": -1}, "at least 1"),
         ({"draws": 7}, "at least 8"),
         ({"burn_in": -1}, "burn_in"),
+        ({"seed": -1}, "seed"),
         ({"batch_size": 0}, "an example or more"),
         ({"batch_size": 61}, "smaller batch"),
     ],

@@ -124,6 +124,7 @@ class LearningCoefficient(Measurement):
             f"chains_at_once={self.chains_at_once}: walk at least 1": (self.chains_at_once or 1) >= 1,
             f"draws={self.draws}: the diagnostics need at least 8": self.draws >= 8,
             f"burn_in={self.burn_in}: it is not negative": self.burn_in >= 0,
+            f"seed={self.seed}: it is not negative": self.seed >= 0,
             f"batch_size={self.batch_size}: a batch has an example or more": (self.batch_size or 1) >= 1
             and self.batch_size != 0,
             f"batch_size={self.batch_size} with {model.n} examples: take a smaller batch, or None for all": (
