@@ -45,7 +45,7 @@ chromium:
 	fi
 
 test: setup-dev chromium  ## Run the tests (those marked slow excepted)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 slow: setup-dev chromium  ## Run the slow tests
 	$(BIN)/python -m pytest -m slow

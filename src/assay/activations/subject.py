@@ -93,7 +93,7 @@ def with_replacement(
     changed = {i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
     if not changed <= set(positions):
         raise BadInput(
-            f"replace_with={replacement!r} also changes tokens beside the subject, at {sorted(changed - set(positions))}"
+            f"replace_with={replacement!r} changes tokens beside the subject too: {sorted(changed - set(positions))}"
         )
     return new
 

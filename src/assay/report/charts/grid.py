@@ -74,7 +74,9 @@ class Grid:
         if self.orientation == "layers-down":
             axis = alt.Axis(orient="left", title=self.layer_title, labelExpr=label)
             return {"y": alt.Y("block:O", scale=scale, axis=axis)}
-        axis = alt.Axis(orient="top", title=self.layer_title, labelExpr=label, labelAngle=0, labelOverlap=True)
+        axis = alt.Axis(
+            orient="top", title=self.layer_title, labelExpr=label, labelAngle=0, labelOverlap=True
+        )
         return {"x": alt.X("block:O", scale=scale, axis=axis)}
 
     def beside_tokens(self) -> dict[str, Any]:
