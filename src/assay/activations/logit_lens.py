@@ -36,7 +36,7 @@ from assay.runs.result import Result
 POSITIONS_A_UNIT = 16
 LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**28}
 """Bytes of the logits held at once: enough rows for a fast matrix product, a fraction of the weights."""
-GROUP = 8
+GROUP = 16
 """Rows whose statistics are taken at once on a processor, so that a row stays in the cache from pass to pass."""
 BLOCK = 64
 """Entries of the vocabulary whose maximum is taken first, when looking for the top ones."""
