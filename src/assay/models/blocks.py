@@ -6,7 +6,6 @@ the model's own readout (final norm, projections, unembedding, soft caps, logit 
 of code per family.
 """
 
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from assay.models.inputs import few_logits
 from assay.models.model import Model
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -73,12 +73,6 @@ def _passed_on(model: Model) -> list[int]:
     with torch.no_grad(), standing_aside(model, watch):
         model.module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), **few_logits(model))
     return [lengths[kind] for kind in kinds]
-
-
-def few_logits(model: Model) -> dict[str, int]:
-    """Arguments of a pass whose logits nobody reads: most families then unembed the last position only."""
-    takes = "logits_to_keep" in inspect.signature(model.module.forward).parameters
-    return {"logits_to_keep": 1} if takes else {}
 
 
 def _returned(length: int, tensor: Tensor) -> Any:

@@ -93,6 +93,14 @@ def _counted(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
+def few_logits(model: "Model") -> dict[str, int]:
+    """Arguments of a pass whose logits nobody reads: most families then unembed the last position only."""
+    takes = (
+        model.anatomy is not None and "logits_to_keep" in inspect.signature(model.module.forward).parameters
+    )
+    return {"logits_to_keep": 1} if takes else {}
+
+
 def _prompts(inputs: "Prompt | Sequence[Prompt] | Mapping[str, Tensor]") -> list[Prompt]:
     if isinstance(inputs, str):
         return [inputs]

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from assay.errors import BadInput
 from assay.models import edits as editing
 from assay.models.edits import Edit
-from assay.models.inputs import Batch, Prompt, batch
+from assay.models.inputs import Batch, Prompt, batch, few_logits
 from assay.models.model import Model
 from assay.models.pattern import AttentionPatterns
 from assay.models.sites import Port, find_port
@@ -106,7 +106,8 @@ def forward(
     arguments, keywords, shape = _arguments(model, inputs)
     wiring = Wiring.of(model, edits, capture, shape)
     with torch.set_grad_enabled(grad), wiring.connected(), _patterns(wiring):
-        output = model.module(*arguments, **keywords, **extra)
+        few = {} if wiring.reads_logits(model) else few_logits(model)
+        output = model.module(*arguments, **few, **keywords, **extra)
     wiring.check_reached()
     return _with_output(wiring, output, edits, capture), output
 
@@ -143,6 +144,11 @@ class Wiring:
                     f"site {site!r} is computed from a norm's input and can only be read; edit that input instead"
                 )
         return wiring
+
+    def reads_logits(self, model: Model) -> bool:
+        """Whether some site is the model's output, or the unembedding's."""
+        unembed = model.anatomy and model.anatomy.unembed
+        return any(port.attention is None and port.module in (None, unembed) for port in self.ports.values())
 
     @contextmanager
     def connected(self) -> Generator[None]:

@@ -16,19 +16,17 @@ way is recognised by a self-test on the recorded run, and served by full forward
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.errors import BadInput
-from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, few_logits, new_cache
+from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, new_cache
 from assay.models.edits import Edit
 from assay.models.gauges import free_memory
 from assay.models.inputs import Batch
 from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
-from assay.models.sites import canonical
 from assay.models.variants import Planned, SiteEdit, Variant, edits_at, groups, planned
 
 __all__ = ["Recording", "SiteEdit", "Variant", "default_rows", "partial_forward", "record"]
@@ -103,8 +101,7 @@ def record(
     names = [f"resid_pre.{layer}" for layer in range(model.n_layers)] + [f"resid_post.{model.n_layers - 1}"]
     wanted = list(dict.fromkeys(["embed", *names, *sites]))
     given = _unpadded(model, inputs)
-    few: dict[str, Any] = {} if "logits" in map(canonical, sites) else few_logits(model)
-    captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True, **few)
+    captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True)
     held = tuple((layer.keys, layer.values) for layer in getattr(cache, "layers", ()) if layer.is_initialized)
     recording = Recording(
         Blocks(model), given.input_ids, captured["embed"], tuple(captured[name] for name in names), held,
