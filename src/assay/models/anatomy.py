@@ -150,11 +150,11 @@ def find_anatomy(module: nn.Module, layout: Layout | None = None) -> Anatomy:
         else _call(module, "get_output_embeddings")
     )
     parts = tuple(_block(block, config, layout) for block in blocks)
-    if parts[0].attention is None or parts[0].mlp is None:
-        missing = "attention" if parts[0].attention is None else "MLP"
-        raise BadInput(
-            _unknown(module, f"block 0 ({type(blocks[0]).__name__}) has no child I know as its {missing}")
-        )
+    for part in ("attention", "mlp"):  # in a hybrid some blocks have other mixers than attention
+        if all(getattr(block, part) is None for block in parts):
+            raise BadInput(
+                _unknown(module, f"no {type(blocks[0]).__name__} has a child I know as its {part}")
+            )
     width = int(getattr(config, "hidden_size", None) or cast("Tensor", embed.weight).shape[1])
     return Anatomy(embed, parts, final_norm, unembed, width, layout)
 
@@ -199,7 +199,7 @@ def _block_list(module: nn.Module, layout: Layout | None) -> tuple[str, nn.Modul
     alike = {
         name: child
         for name, child in lists.items()
-        if len(child) and _descend(child[0], ATTENTION) is not None and not _inside_another(name, lists)
+        if any(_descend(block, ATTENTION) is not None for block in child) and not _inside_another(name, lists)
     }
     if not alike:
         raise BadInput(_unknown(module, "no ModuleList of blocks with an attention module"))

@@ -101,8 +101,16 @@ def record(
     names = [f"resid_pre.{layer}" for layer in range(model.n_layers)] + [f"resid_post.{model.n_layers - 1}"]
     wanted = list(dict.fromkeys(["embed", *names, *sites]))
     given = _unpadded(model, inputs)
-    captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True)
-    held = tuple((layer.keys, layer.values) for layer in getattr(cache, "layers", ()) if layer.is_initialized)
+    held: tuple[tuple[Tensor, Tensor], ...] = ()
+    try:
+        captured, _ = forward(model, given, edits or {}, wanted, past_key_values=cache, use_cache=True)
+        held = tuple(
+            (layer.keys, layer.values) for layer in getattr(cache, "layers", ()) if layer.is_initialized
+        )
+    except BadInput:
+        raise
+    except UNCALLABLE:  # a family with a cache of its own kind: run it without, and its variants in full
+        captured, _ = forward(model, given, edits or {}, wanted)
     recording = Recording(
         Blocks(model), given.input_ids, captured["embed"], tuple(captured[name] for name in names), held,
         {site: captured[site] for site in sites},
@@ -235,8 +243,9 @@ def _measure(recording: Recording, ends: Tensor, variants: int, metric: Callable
 def _self_test(recording: Recording) -> str:
     """Continue the recorded run from its middle: an empty string where that reproduces it, else why not.
 
-    The last row is continued with what the blocks are called with in the first: a family that hands its
-    blocks more of the tokens than the residual stream is found out where the rows' tokens differ.
+    The last row is continued twice side by side, as two variants of it would be, with what the blocks are called
+    with in the first row: a family that hands its blocks more of the tokens than the residual stream is found
+    out where the rows' tokens differ.
     """
     length, layers = recording.ids.shape[1], len(recording.resid) - 1
     if len(recording.cache) != layers:
@@ -245,7 +254,7 @@ def _self_test(recording: Recording) -> str:
     try:
         with torch.no_grad():
             calls, cache = one.blocks.calls(recording.ids[0, start:], start), _prefix(one, start)
-            resid = one.resid[0][:, start:]
+            resid = _repeated(one.resid[0][:, start:], 2)
             for call in calls:
                 resid = call(resid, cache)
     except UNCALLABLE as error:
