@@ -24,7 +24,7 @@ from assay.errors import BadInput
 from assay.models.blocks import BlockCall, Blocks, PrefixCache, PrefixLayer, new_cache
 from assay.models.edits import Edit
 from assay.models.gauges import free_memory
-from assay.models.inputs import Batch
+from assay.models.inputs import Batch, batch
 from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
 from assay.models.variants import Planned, SiteEdit, Variant, edits_at, groups, planned
@@ -273,8 +273,6 @@ def _prefix(recording: Recording, stop: int) -> PrefixCache:
 
 
 def _unpadded(model: Model, inputs: Inputs) -> Batch:
-    from assay.models.inputs import batch
-
     made = batch(model, inputs)  # type: ignore[arg-type]
     if made.attention_mask is not None:
         raise BadInput(
