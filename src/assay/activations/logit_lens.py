@@ -15,7 +15,7 @@ what the model uses. The baseline reads the same states through a random rotatio
 destroys what they say.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
@@ -33,11 +33,11 @@ from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
-POSITIONS_A_UNIT = 16
-LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**28}
+POSITIONS_A_UNIT = 20
+LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**28}
 """Bytes of the logits held at once: enough rows for a fast matrix product, a fraction of the weights."""
 GROUP = 16
-"""Rows whose statistics are taken at once on a processor, so that a row stays in the cache from pass to pass."""
+"""Rows whose statistics are taken at once, so that on a processor a row stays in the cache from pass to pass."""
 BLOCK = 64
 """Entries of the vocabulary whose maximum is taken first, when looking for the top ones."""
 
@@ -149,21 +149,27 @@ class LogitLens(Measurement):
 
     def _read(self, shared: Shared, start: int, stop: int) -> tuple[Pieces, Pieces]:
         """The lens at positions from start to stop, and the rotated rows that fall there."""
-        states = shared.states[:, start:stop]
-        layers, positions, width = states.shape
+        # by position, then by layer: a position's layers are held against one distribution
+        states = shared.states[:, start:stop].transpose(0, 1)
+        positions, layers, width = states.shape
         layer, place = shared.rotated[(shared.rotated[:, 1] >= start) & (shared.rotated[:, 1] < stop)].unbind(
             -1
         )
-        last = shared.final[start:stop] if self.stream != "resid" else states[:0, 0]
+        last = shared.final[start:stop]
         turned = shared.states[layer, place] @ shared.rotation
+        if self.stream == "resid":
+            last = last[:0]  # what the lens reads last is the model's end already
         logits = shared.blocks.readout(torch.cat([states.reshape(-1, width), last, turned])).float()
-        kept = layers * positions
-        own, baseline = logits[:kept], logits[kept + len(last) :]
-        final = logits[kept + len(last) - positions : kept + len(last)]
+        own, ends, baseline = logits.split([positions * layers, len(last), len(turned)])
+        final = ends if len(last) else own.unflatten(0, (positions, layers))[:, -1]
         targets = torch.tensor((*self.tokens, 0)[start + 1 : stop + 1], device=logits.device)
         distribution, here = final.log_softmax(-1), torch.arange(positions, device=logits.device)
-        statistics = read_rows(own, distribution, here.repeat(layers), targets.repeat(layers), self.top_k)
-        lens = {name: value.view(layers, positions, *value.shape[1:]) for name, value in statistics.items()}
+        of = here.repeat_interleave(layers)
+        statistics = read_rows(own, distribution, of, targets[of], self.top_k)
+        lens = {
+            name: value.unflatten(0, (positions, layers)).transpose(0, 1)
+            for name, value in statistics.items()
+        }
         at = place - start
         rotated = read_rows(baseline, distribution, at, targets[at], 1)
         agrees = rotated["top_token"][:, 0] == final.argmax(-1)[at]
@@ -294,25 +300,24 @@ def read_rows(logits: Tensor, final: Tensor, place: Tensor, targets: Tensor, top
     top, token = _top(logits, top_k)
     target = logits.gather(1, targets[:, None])
     probability = final.exp()
-    group = GROUP if logits.device.type == "cpu" else max(len(logits), 1)
-    scratch = logits.new_empty(min(group, len(logits)), logits.shape[1])
-    inner, cross, rank, largest = [], [], [], []
-    for rows, at, aim, best in zip(
-        *(part.split(group) for part in (logits, place, target, token[:, :1])), strict=True
-    ):
+    scratch = logits.new_empty(min(GROUP, len(logits)), logits.shape[1])
+    inner, cross, rank, largest = (logits.new_empty(len(logits)) for _ in range(4))
+    for position, of in _runs(place):
+        rows = logits[of]
         softmax = torch.softmax(rows, -1, out=scratch[: len(rows)])
-        largest.append(softmax.gather(1, best)[:, 0])
-        inner.append(_dots(softmax, rows))
-        cross.append(_dots(probability[at] if group > GROUP else [probability[k] for k in at.tolist()], rows))
-        rank.append(torch.gt(rows, aim, out=softmax).sum(-1))  # counted in float32, exact below 2**24
-    normaliser = top[:, 0] - torch.cat(largest).log()
-    negative_entropy = _dots(probability, final)[place]
+        largest[of] = softmax.gather(1, token[of, :1])[:, 0]
+        cross[of] = torch.mv(rows, probability[position])
+        # entry by entry in place, then the sum: both run in parallel, which a row's inner product does not
+        inner[of] = softmax.mul_(rows).sum(-1)
+        rank[of] = torch.gt(rows, target[of], out=softmax).sum(-1)  # counted in float32, exact below 2**24
+    normaliser = top[:, 0] - largest.log()
+    negative_entropy = probability.mul_(final).sum(-1)[place]
     return {
         "top_token": token,
         "top_probability": (top - normaliser[:, None]).exp(),
-        "entropy": (normaliser - torch.cat(inner)).clamp_min(0),
-        "kl_to_final": (negative_entropy - torch.cat(cross) + normaliser).clamp_min(0),
-        "target_rank": torch.cat(rank).long(),
+        "entropy": (normaliser - inner).clamp_min(0),
+        "kl_to_final": (negative_entropy - cross + normaliser).clamp_min(0),
+        "target_rank": rank.long(),
         "target_log_probability": target[:, 0] - normaliser,
     }
 
@@ -330,11 +335,14 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(1, places // BLOCK) * BLOCK + places % BLOCK
 
 
-def _dots(a: Tensor | Sequence[Tensor], b: Tensor) -> Tensor:
-    """Row by row inner products; on a processor one row at a time, which needs no third matrix of that size."""
-    if isinstance(a, Tensor) and a.device.type != "cpu":
-        return torch.linalg.vecdot(a, b)
-    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)]) if len(b) else b.new_empty(0)
+def _runs(place: Tensor) -> Iterator[tuple[int, slice]]:
+    """Consecutive rows of one position, at most ``GROUP`` at a time: the position, and which rows."""
+    positions, counts = torch.unique_consecutive(place, return_counts=True)
+    start = 0
+    for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
+        for begin in range(0, count, GROUP):
+            yield position, slice(start + begin, start + min(begin + GROUP, count))
+        start += count
 
 
 def _last_layer(dataset: xr.Dataset) -> Check:
