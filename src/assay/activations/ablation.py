@@ -36,6 +36,7 @@ from scipy import stats
 from torch import Tensor
 
 from assay.activations.ablation_checks import ablation_checks
+from assay.activations.clean_run import METRICS, TESTED, CleanRun
 from assay.activations.components import (
     Component,
     Replacements,
@@ -52,14 +53,11 @@ from assay.estimates.estimate import Floats, mean_interval
 from assay.estimates.multiplicity import benjamini_hochberg
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
-from assay.models.partial import Recording, Variant, partial_forward, record
+from assay.models.partial import Variant, partial_forward, record
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
-METRICS = ("loss_difference", "kl_from_clean", "top1_agreement", "logit_difference")
-TESTED = ("loss_difference", "logit_difference")
-"""The metrics that are zero on average where a component does nothing; the others cannot fall on both sides."""
 INPUTS_A_UNIT = 4
 VARIANTS_AT_ONCE = 256
 PARTS = ("", "_stderr", "_low", "_high")
@@ -184,7 +182,7 @@ class Ablation(Measurement):
 
     def _scan(
         self,
-        clean: "CleanRun",
+        clean: CleanRun,
         components: Sequence[Component],
         values: Replacements,
         *,
@@ -197,7 +195,7 @@ class Ablation(Measurement):
             found.append(self._run(clean, [values.variant(component, random=random) for component in some]))
         return torch.cat(found).permute(1, 2, 0)
 
-    def _run(self, clean: "CleanRun", variants: Sequence[Variant]) -> Tensor:
+    def _run(self, clean: CleanRun, variants: Sequence[Variant]) -> Tensor:
         """(variant, input, metric)."""
         positions = range(len(self.inputs[0]))
         return partial_forward(
@@ -259,52 +257,6 @@ class Ablation(Measurement):
             raise BadInput("baseline_inputs must be at least 0, resamples at least 2")
         if self.max_rows is not None and self.max_rows < 1:
             raise BadInput(f"max_rows={self.max_rows}: a pass needs a row")
-
-
-@dataclass(frozen=True, eq=False)
-class CleanRun:
-    """A recorded run, and what edited runs are compared with.
-
-    Attributes:
-        recording: the run.
-        log_probabilities: (row, pos, vocabulary).
-        following: the next token at each position but the last, (row, pos - 1, 1).
-        foil: the most probable other token there, (row, pos - 1, 1).
-        difference: the logit difference of the two, (row, pos - 1).
-        loss: mean negative log-probability of the next token, (row,), nats.
-    """
-
-    recording: Recording
-    log_probabilities: Tensor
-    following: Tensor
-    foil: Tensor
-    difference: Tensor
-    loss: Tensor
-
-    @classmethod
-    def of(cls, recording: Recording) -> "CleanRun":
-        """Read the logits of a run."""
-        ends = recording.resid[-1]
-        logits = recording.readout(ends.flatten(0, 1)).unflatten(0, ends.shape[:2]).float()
-        log_probabilities, following = logits.log_softmax(-1), recording.ids[:, 1:, None]
-        foil = log_probabilities[:, :-1].scatter(-1, following, -torch.inf).argmax(-1, keepdim=True)
-        difference = logits[:, :-1].gather(-1, following) - logits[:, :-1].gather(-1, foil)
-        loss = -log_probabilities[:, :-1].gather(-1, following)[..., 0].mean(-1)
-        return cls(recording, log_probabilities, following, foil, difference[..., 0], loss)
-
-    def measure(self, logits: Tensor) -> Tensor:
-        """The metrics of edited logits (variant, row, pos, vocabulary): (variant, row, metric)."""
-        logits = logits.float()
-        log_probabilities = logits.log_softmax(-1)
-        following, foil = (token.expand(len(logits), -1, -1, -1) for token in (self.following, self.foil))
-        loss = -log_probabilities[:, :, :-1].gather(-1, following)[..., 0].mean(-1)
-        difference = logits[:, :, :-1].gather(-1, following) - logits[:, :, :-1].gather(-1, foil)
-        agreement = log_probabilities.argmax(-1) == self.log_probabilities.argmax(-1)
-        kl = (
-            (self.log_probabilities.exp() * (self.log_probabilities - log_probabilities)).sum(-1).clamp_min(0)
-        )
-        changed = (difference[..., 0] - self.difference).mean(-1)
-        return torch.stack([loss - self.loss, kl.mean(-1), agreement.float().mean(-1), changed], -1)
 
 
 def ablate(  # noqa: PLR0913 (settings of a verb)

@@ -182,7 +182,7 @@ def _run_group(
         resid[:, p - start] if p >= start else _repeated(recording.resid[layers][:, p], len(group))
         for p in read
     ]
-    return _measure(recording, torch.stack(ends, 1), len(group), metric)
+    return measured(recording, torch.stack(ends, 1), len(group), metric)
 
 
 def _run_blocks(
@@ -224,11 +224,21 @@ def _run_full(
     last = f"resid_post.{layers - 1}"
     repeated = Batch(_repeated(recording.ids, len(group)))
     captured, _ = forward(recording.blocks.model, repeated, edits, [last])
-    return _measure(recording, captured[last][:, read], len(group), metric)
+    return measured(recording, captured[last][:, read], len(group), metric)
 
 
-def _measure(recording: Recording, ends: Tensor, variants: int, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """The metric of the residual vectors that are read, unembedded a few rows at a time."""
+def measured(recording: Recording, ends: Tensor, variants: int, metric: Callable[[Tensor], Tensor]) -> Tensor:
+    """The metric of the residual vectors that are read, unembedded a few rows at a time.
+
+    Args:
+        recording: the run that the variants are of.
+        ends: what leaves the last block, (variant x row, position, d_model).
+        variants: how many.
+        metric: from logits (variant, row, position, vocabulary) to any tensor (variant, row, ...).
+
+    Returns:
+        The metric, (variant, row, ...).
+    """
     rows, positions = len(recording.ids), ends.shape[1]
     ends = ends.view(variants, rows, positions, -1)
     step = max(1, READOUT_ROWS // (rows * positions))
