@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import BadInput
-from assay.models.anatomy import epsilon, is_centring
+from assay.models.anatomy import divisor, is_centring
 from assay.models.blocks import Blocks
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
@@ -183,7 +183,8 @@ def _norm(model: Model) -> tuple[Tensor, Tensor, bool]:
     with torch.no_grad():
         bias = norm(torch.zeros_like(probe)[None, None])[0, 0].double()
         seen = norm(probe[None, None])[0, 0].double()
-    return (seen - bias) * probe.double() * (1 + epsilon(norm)) ** 0.5, bias, centring
+        scale = divisor(norm, probe[None, None].double())[0, 0]
+    return (seen - bias) * probe.double() * scale, bias, centring
 
 
 def _require_linear(model: Model, normed: Tensor, logits: Tensor) -> None:

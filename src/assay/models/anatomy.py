@@ -170,20 +170,37 @@ def is_centring(norm: nn.Module, width: int) -> bool:
 
     The norm's forward is called past its hooks: this runs inside them.
     """
+    known = getattr(norm, "centring", None)
+    if isinstance(known, bool):
+        return known
     parameter = next(norm.parameters(), None)
     device, dtype = (parameter.device, parameter.dtype) if parameter is not None else ("cpu", torch.float32)
     probe = torch.linspace(-1.0, 2.0, width, device=device, dtype=dtype).view(1, 1, -1)
     with torch.no_grad():
-        return bool(
-            torch.allclose(
-                norm.forward(probe), norm.forward(probe + 1.0), atol=1e-2 if dtype != torch.float32 else 1e-4
-            )
-        )
+        plain, shifted = norm.forward(probe), norm.forward(probe + 1.0)
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((plain - shifted).abs().max() <= tolerance * plain.abs().max())
 
 
 def epsilon(norm: nn.Module) -> float:
     """The constant a norm adds to the variance or mean square; PyTorch's default where it names none (OLMo)."""
     return next((float(getattr(norm, name)) for name in EPSILON if hasattr(norm, name)), 1e-5)
+
+
+def divisor(norm: nn.Module, x: Tensor) -> Tensor:
+    r"""What a norm divides its input by, (..., 1): :math:`\sqrt{\mathrm{var}(x) + \epsilon}` and its like.
+
+    Args:
+        norm: the norm; one whose scale is a constant tells it itself.
+        x: its input, (..., d).
+    """
+    own = getattr(norm, "divisor", None)
+    if callable(own):
+        return cast("Tensor", own(x))
+    square = x.square().mean(-1, keepdim=True)
+    if is_centring(norm, x.shape[-1]):
+        square = x.var(-1, keepdim=True, unbiased=False)
+    return torch.sqrt(square + epsilon(norm))
 
 
 def _block_list(module: nn.Module, layout: Layout | None) -> tuple[str, nn.ModuleList]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from assay.errors import BadInput
 from assay.models.inputs import few_logits
 from assay.models.model import Model
 
@@ -90,7 +91,16 @@ class Blocks:
     model: Model
 
     def __post_init__(self) -> None:
-        """Learn from one token how each block returns the residual stream."""
+        """Learn from one token how each block returns the residual stream.
+
+        Raises:
+            BadInput: norms with scales of their own at some positions, which blocks called alone cannot tell apart.
+        """
+        if any(getattr(module, "by_position", False) for module in self.model.module.modules()):
+            raise BadInput(
+                f"{self.model.source}: its norms divide by constants that differ between positions, so that its blocks "
+                "cannot be called apart from the whole. Use capture and intervene, or assay.norms.scale(special=())"
+            )
         self._lengths = _passed_on(self.model)
 
     def calls(self, ids: Tensor, prefix: int) -> list["BlockCall"]:

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from assay.errors import BadInput
-from assay.models.anatomy import Anatomy, Block, epsilon, is_centring
+from assay.models.anatomy import Anatomy, Block, divisor
 
 PER_LAYER = ("resid_pre", "ln1_scale", "attn_in", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid",
              "ln2_scale", "mlp_in", "mlp_pre", "mlp_act", "mlp_out", "resid_post")  # fmt: skip
@@ -134,7 +133,7 @@ def find_port(anatomy: Anatomy | None, module: nn.Module, site: str) -> Port:
     if anatomy is not None and layer is not None:
         if layer >= len(anatomy.blocks):
             raise BadInput(f"site {site!r}: the model has layers 0 to {len(anatomy.blocks) - 1}")
-        port = _block_port(name, anatomy.blocks[layer], anatomy.d_model)
+        port = _block_port(name, anatomy.blocks[layer])
         if port is None:
             raise BadInput(f"site {site!r}: {_absence(name, anatomy.blocks[layer])}")
         return port
@@ -151,9 +150,7 @@ def available(anatomy: Anatomy) -> list[str]:
     """Every site this architecture has, in the order of the forward pass."""
     names = ["embed"]
     for index, block in enumerate(anatomy.blocks):
-        names += [
-            f"{name}.{index}" for name in PER_LAYER if _block_port(name, block, anatomy.d_model) is not None
-        ]
+        names += [f"{name}.{index}" for name in PER_LAYER if _block_port(name, block) is not None]
     return [*names, *(("final_norm_scale", "final_norm") if anatomy.final_norm is not None else ()), "logits"]
 
 
@@ -166,10 +163,10 @@ def _whole_port(name: str, anatomy: Anatomy) -> Port:
         raise BadInput(f"site {name!r}: the last block ends in its own norm, there is no final norm")
     if name == "final_norm":
         return Port(anatomy.final_norm)
-    return _scale_port(anatomy.final_norm, anatomy.d_model)
+    return _scale_port(anatomy.final_norm)
 
 
-def _block_port(name: str, block: Block, width: int) -> Port | None:  # noqa: PLR0911 (one return a site)
+def _block_port(name: str, block: Block) -> Port | None:  # noqa: PLR0911 (one return a site)
     match name:
         case "resid_pre":
             return Port(block.module, "input")
@@ -193,7 +190,7 @@ def _block_port(name: str, block: Block, width: int) -> Port | None:  # noqa: PL
             return _port(block.mlp_down, "input")
         case "ln1_scale" | "ln2_scale":
             norm = block.first_norm if name == "ln1_scale" else block.second_norm
-            return None if norm is None else _scale_port(norm, width)
+            return None if norm is None else _scale_port(norm)
         case "pattern":
             axes = {"rows": 0, "heads": 1, "positions": 2, "neurons": -1}
             return Port(None, attention=block.attention, axes=axes)
@@ -216,13 +213,8 @@ def _port_shared(module: nn.Module | None) -> Port | None:
     return None if module is None else Port(module, "input", shared=True)
 
 
-def _scale_port(norm: nn.Module, width: int) -> Port:
-    def scale(x: Tensor) -> Tensor:
-        centring, eps = is_centring(norm, width), epsilon(norm)
-        square = x.var(-1, keepdim=True, unbiased=False) if centring else x.square().mean(-1, keepdim=True)
-        return torch.sqrt(square + eps)
-
-    return Port(norm, "input", derive=scale)
+def _scale_port(norm: nn.Module) -> Port:
+    return Port(norm, "input", derive=lambda x: divisor(norm, x))
 
 
 def _head_port(name: str, block: Block) -> Port | None:
