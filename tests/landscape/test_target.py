@@ -36,9 +36,27 @@ def test_the_hash_of_the_weights_is_that_of_all_that_decides_where_chains_go() -
     masked = target(network, squared_error, (INPUTS, ANSWERS), mask={"0.bias": torch.tensor([True, False])})
     assert masked.weight_hash() != before
     assert masked.mask is not None
-    assert masked.mask.nonzero().tolist() == [[6]]
+    assert list(masked.parameters) == ["0.bias"]
+    assert masked.mask.tolist() == [True, False]
+    other = target(network, squared_error, (INPUTS, ANSWERS), mask={"2.bias": torch.tensor([True, False])})
+    assert other.weight_hash() != masked.weight_hash()
     network[2].bias.data += 1
     assert made.weight_hash() != before
+
+
+def test_rows_by_name_are_read_by_their_token_ids() -> None:
+    rows = [{"input_ids": [1, 2, 3], "text": "one"}, {"input_ids": [4, 5, 6], "text": "two"}]
+    made = target(nn.Embedding(9, 2), lambda m, b: m(b[0]).sum((1, 2)), rows)
+    assert made.data[0].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_all_of_the_data_come_in_blocks_that_fit_in_memory() -> None:
+    ids = torch.zeros(2500, 3, dtype=torch.int64)
+    made = target(nn.Embedding(9, 2), lambda m, b: m(b[0]).sum((1, 2)), (ids, ids))
+    blocks = list(made.blocks())
+    assert [len(block[1]) for block in blocks] == [341] * 7 + [113]
+    few = target(module(), squared_error, (INPUTS, ANSWERS))
+    assert [len(block[0]) for block in few.blocks()] == [4]
 
 
 def test_the_module_is_in_eval_mode_only_for_a_while() -> None:
@@ -75,7 +93,12 @@ def broken() -> nn.Module:
         (module, squared_error, (INPUTS, ANSWERS[:3]), None, r"lengths \[4, 3\]"),
         (module, squared_error, (INPUTS.to("meta"), ANSWERS), None, "on cpu, data on meta"),
         (module, squared_error, Endless(), None, "with a length"),
-        (module, squared_error, (INPUTS, ANSWERS), {"0.weigth": ANSWERS}, "parameters that can move: 0.weight"),
+        (module, squared_error, (INPUTS, ANSWERS), {"0.weigth": ANSWERS}, "parameters that can move: 0.bias"),
+        (module, squared_error, (INPUTS, ANSWERS), {}, "names no parameter"),
+        (module, squared_error, (INPUTS, ANSWERS), "mlp.0", "needs a language model"),
+        (module, None, INPUTS, None, "no loss was given"),
+        (module, "square_error", INPUTS, None, "ready-made are next_token"),
+        (module, squared_error, "here.txt", None, "needs a language model"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(3, dtype=torch.bool)}, "expected bool"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(2)}, "expected bool"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.zeros(2, dtype=torch.bool)}, "no parameter move"),

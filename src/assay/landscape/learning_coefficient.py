@@ -33,17 +33,16 @@ from assay.estimates.estimate import mean_interval
 from assay.landscape.chains import Chains, walk
 from assay.landscape.gradients import mean_loss
 from assay.landscape.learning_coefficient_checks import judge
-from assay.landscape.losses import Loss
+from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.samplers import sgld
 from assay.landscape.target import Data, Target, target
+from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 TRACE = 1000
 """Steps of a trace that are kept for the picture, evenly spaced."""
-ROWS = 4096
-"""Examples in a pass over all of the data."""
 LINE = tuple(10.0**power for power in np.arange(-8, 2.5, 0.5))
 """Step lengths at which a minimum is looked for downhill of the anchor, in units of 1 / n beta."""
 
@@ -66,7 +65,7 @@ class LearningCoefficient(Measurement):
 
     Attributes:
         data: hash of the data, as `Target.data_hash` gives it.
-        loss: name of the loss.
+        loss: name of the loss, as `loss_name` gives it.
         step_size: epsilon of the sampler.
         n_beta: number of samples times inverse temperature; n / ln n when None.
         localization: gamma, the precision of the Gaussian that keeps chains near the anchor.
@@ -216,8 +215,8 @@ class LearningCoefficient(Measurement):
 
 
 def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of the sampler)
-    module: nn.Module,
-    loss: Loss,
+    module: nn.Module | Model,
+    loss: Loss | str | None,
     data: Data,
     *,
     step_size: float,
@@ -228,7 +227,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     burn_in: int = 1000,
     batch_size: int | None = None,
     chains_at_once: int | None = None,
-    mask: Mapping[str, Tensor] | None = None,
+    mask: Mapping[str, Tensor] | str | None = None,
     seed: int = 0,
     source: str | None = None,
     **run: Unpack[RunOptions],
@@ -236,10 +235,14 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     """Estimate the local learning coefficient at a module's present weights.
 
     Args:
-        module: any network; its weights are the anchor, and are left as they are. It is sampled in eval mode.
-        loss: ``loss(module, batch)`` with one value per example or token; ready-made ones are in
-            `assay.landscape.losses`.
-        data: a tensor, a tuple of tensors, a ``Dataset`` or a ``DataLoader``.
+        module: any network, or a model as `assay.load` gives it; its weights are the anchor, and are left as they
+            are. It is sampled in eval mode.
+        loss: ``loss(module, batch)`` with one value per example or token, or the name of a ready-made one of
+            `assay.landscape.losses`: ``"next_token"``, ``"squared_error"``, ``"cross_entropy"``, and for what a
+            network does rather than how well, ``"kl_to_anchor"`` and ``"squared_distance_to_anchor"``. ``None``
+            for a loaded language model is the next token's.
+        data: a tensor, a tuple of tensors, a ``Dataset`` or a ``DataLoader``; for a loaded language model also the
+            path of a text or token file.
         step_size: epsilon; look at ``llc_bias`` and check L204 to choose it.
         n_beta: number of samples times inverse temperature; n / ln n when not given.
         localization: gamma.
@@ -248,7 +251,8 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         burn_in: steps before them.
         batch_size: examples in a batch; all of the data when not given.
         chains_at_once: walk fewer chains together, to need less memory.
-        mask: parameter name -> bool tensor, true where it moves; parameters not named stay.
+        mask: parameter name -> bool tensor, true where it moves; parameters not named stay. For a loaded language
+            model also ``"head.3.5"`` or ``"mlp.3"``.
         seed: of noise and batches.
         source: what run folders call the module; its class when not given.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
@@ -265,7 +269,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     model = target(module, loss, data, mask=mask, source=source)
     measurement = LearningCoefficient(
         data=model.data_hash(),
-        loss=_name_of(loss),
+        loss=loss_name(loss or next_token),
         step_size=step_size,
         n_beta=n_beta,
         localization=localization,
@@ -279,18 +283,12 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     return perform(measurement, model, **run)
 
 
-def _name_of(loss: Any) -> str:
-    function = getattr(loss, "of", loss)
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
 def _full(model: Target, flat: Tensor, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
     """Give the mean loss over all of the data in float64, and its gradient (zero where not asked)."""
     function, total = mean_loss(model), torch.zeros((), dtype=torch.float64, device=flat.device)
     leaf, slope = flat.detach().requires_grad_(gradient), torch.zeros_like(flat)
     with model.evaluating(), torch.set_grad_enabled(gradient):
-        for start in range(0, model.n, ROWS):
-            batch = tuple(part[start : start + ROWS] for part in model.data)
+        for batch in model.blocks():
             share = len(batch[0]) / model.n
             value = function(leaf, batch)
             total += share * value.detach()

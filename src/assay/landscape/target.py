@@ -1,20 +1,43 @@
 """What is sampled: a module's weights, a loss, and the data the loss is taken over."""
 
+import copy
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from assay.errors import BadInput
-from assay.landscape.losses import Loss
+from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
+from assay.landscape.masks import named_mask
+from assay.landscape.tokens import token_rows
+from assay.models.model import Model
 
-Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[Any]
+
+@runtime_checkable
+class Rows(Protocol):
+    """Examples by number: tensors, tuples of them, or rows by name with ``input_ids``."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, number: int, /) -> Any:
+        """One example."""
+        ...
+
+
+Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[Any] | Rows | str | Path
+ROWS, TOKENS = 4096, 1024
+"""Examples in one block of a pass over all of the data; of token ids, which make large outputs, so many tokens."""
+KEPT = 2**28
+"""Bytes of the anchor's outputs that are kept; more are computed anew for each batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +47,11 @@ class Target:
     Attributes:
         module: the network; its present weights are the anchor. It is not changed.
         loss: of module and batch, one value for each example or token.
-        data: tensors whose first axis counts the n examples.
+        data: tensors whose first axis counts the n examples, as the loss reads them.
         mask: which of the d sampled parameters move, (d,) bool; None lets all of them.
         source: what run folders call it.
+        named_in_mask: the parameters a mask names, which alone are sampled; None where there is no mask.
+        given: the data as they were given, where the loss reads others.
     """
 
     module: nn.Module
@@ -34,11 +59,18 @@ class Target:
     data: tuple[Tensor, ...]
     mask: Tensor | None
     source: str
+    named_in_mask: frozenset[str] | None = None
+    given: tuple[Tensor, ...] | None = None
 
     @property
     def n(self) -> int:
         """Number of examples."""
         return len(self.data[0])
+
+    @property
+    def d(self) -> int:
+        """Number of sampled parameters."""
+        return sum(value.numel() for value in self.parameters.values())
 
     @property
     def device(self) -> torch.device:
@@ -52,8 +84,16 @@ class Target:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is sampled: the parameters that require grad, by name, in the module's order."""
-        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        """What is sampled: the parameters that require grad, by name, in the module's order.
+
+        A parameter that several parts share is there once. With a mask those it does not name are left out, so
+        that one head of a large model costs no more memory than its own matrices.
+        """
+        return {
+            name: value
+            for name, value in self.module.named_parameters()
+            if value.requires_grad and (self.named_in_mask is None or name in self.named_in_mask)
+        }
 
     @cached_property
     def places(self) -> dict[str, slice]:
@@ -64,22 +104,32 @@ class Target:
             start += value.numel()
         return places
 
+    def blocks(self) -> Iterator[tuple[Tensor, ...]]:
+        """Go through all of the data in blocks that fit in memory."""
+        rows = _rows(self.data[0])
+        return zip(*(part.split(rows) for part in self.data), strict=True)
+
     def anchor(self) -> Tensor:
         """Copy the present weights into one flat vector, (d,)."""
         return torch.cat([value.detach().flatten() for value in self.parameters.values()])
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """View a flat vector (d,) as named parameters."""
-        return {name: flat[place].view_as(self.parameters[name]) for name, place in self.places.items()}
+        # split, and not one slice for each: its backward is one concatenation
+        parts = flat.split([value.numel() for value in self.parameters.values()])
+        return {
+            name: part.view_as(value)
+            for part, (name, value) in zip(parts, self.parameters.items(), strict=True)
+        }
 
     def weight_hash(self) -> str:
         """Hash the weights, the buffers and the mask: names, shapes, dtypes, bytes."""
-        mask = {} if self.mask is None else {"mask": self.mask}
-        return _digest({**dict(self.module.named_parameters()), **dict(self.module.named_buffers()), **mask})
+        mask = {} if self.mask is None else {"mask": self.mask, **self.parameters}
+        return _digest([*self.module.named_parameters(), *self.module.named_buffers(), *mask.items()])
 
     def data_hash(self) -> str:
         """Hash the data."""
-        return _digest({str(index): part for index, part in enumerate(self.data)})
+        return _digest([(str(index), part) for index, part in enumerate(self.given or self.data)])
 
     @contextmanager
     def evaluating(self) -> Generator[None]:
@@ -94,44 +144,96 @@ class Target:
 
 
 def target(
-    module: nn.Module,
-    loss: Loss,
+    module: nn.Module | Model,
+    loss: Loss | str | None,
     data: Data,
     *,
-    mask: Mapping[str, Tensor] | None = None,
+    mask: Mapping[str, Tensor] | str | None = None,
     source: str | None = None,
 ) -> Target:
     """Bring together what is sampled.
 
     Args:
-        module: any network; its present weights are the anchor.
-        loss: ``loss(module, batch)`` with one value for each example, (example,) or (example, token).
+        module: any network, or a model as `assay.load` gives it; its present weights are the anchor.
+        loss: ``loss(module, batch)`` with one value for each example, (example,) or (example, token), or the name
+            of one of `assay.landscape.losses`. A language model needs none: the next token's is taken.
         data: a tensor, a tuple of tensors of one length, a ``Dataset`` or a ``DataLoader`` (whose dataset is
-            taken; batches are drawn anew).
-        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay.
-        source: what run folders call it; the module's class when not given.
+            taken; batches are drawn anew). For a loaded language model also a file of text or of tokens
+            (:func:`assay.landscape.tokens.token_rows`).
+        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. For a
+            loaded language model also ``"head.3.5"`` or ``"mlp.3"``.
+        source: what run folders call it; where the model was loaded from, or the module's class, when not given.
 
     Raises:
         BadInput: no parameter requires grad, data on another device or of unequal lengths, a mask that does
             not fit, weights that are not finite, or a loss that is not one finite value for each example.
     """
-    tensors = _tensors(data)
-    made = Target(module, loss, tensors, None, source or type(module).__name__)
-    if not made.parameters:
+    model = module if isinstance(module, Model) else None
+    bare = model.module if model else module
+    assert isinstance(bare, nn.Module)
+    source = source or (model.source if model else type(bare).__name__)
+    if loss is None and (model is None or model.anatomy is None):
         raise BadInput(
-            f"no parameter of {type(module).__name__} requires grad, so there is nothing to sample. Call "
+            f"no loss was given, and {source} is no loaded language model: pass one, such as squared_error."
+        )
+    if isinstance(mask, str):
+        mask = named_mask(_loaded(model, f"mask={mask!r}"), mask)
+    if isinstance(data, str | Path):
+        data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
+    tensors = _tensors(data)
+    loss = next_token if loss is None else find_loss(loss)
+    made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask))
+    _require(made, mask or {})
+    made = replace(made, mask=None if mask is None else _flat_mask(made, mask))
+    if isinstance(loss, AnchorLoss):
+        made = _bound(made, loss)
+    _try(made)
+    return made
+
+
+def _loaded(model: Model | None, what: str) -> Model:
+    if model is None:
+        raise BadInput(
+            f"{what} needs a language model from `assay.load` or `assay.wrap`: a bare module was passed."
+        )
+    return model
+
+
+def _require(made: Target, mask: Mapping[str, Tensor]) -> None:
+    """Refuse what cannot be sampled, before anything is computed."""
+    movable = {name for name, value in made.module.named_parameters() if value.requires_grad}
+    if not movable:
+        raise BadInput(
+            f"no parameter of {type(made.module).__name__} requires grad, so there is nothing to sample. Call "
             "module.requires_grad_(True), or only on the parts to be sampled."
         )
-    if len({len(part) for part in tensors}) != 1 or made.n == 0:
-        raise BadInput(f"the data have lengths {[len(part) for part in tensors]}: expected one, above 0.")
-    if elsewhere := {str(part.device) for part in tensors if part.device != made.device}:
+    if unknown := sorted(set(mask) - movable):
+        raise BadInput(f"the mask names {unknown}; parameters that can move: {', '.join(sorted(movable))}.")
+    if not made.parameters:
+        raise BadInput("the mask names no parameter: set it true where weights are to be sampled.")
+    if len({len(part) for part in made.data}) != 1 or made.n == 0:
+        raise BadInput(f"the data have lengths {[len(part) for part in made.data]}: expected one, above 0.")
+    if elsewhere := {str(part.device) for part in made.data if part.device != made.device}:
         raise BadInput(
             f"the module is on {made.device}, data on {', '.join(sorted(elsewhere))}: move one to the other."
         )
-    if not bool(made.anchor().isfinite().all()):
+    if not all(bool(value.isfinite().all()) for value in made.module.parameters()):
         raise BadInput("the module's weights are NaN or infinite at the anchor: look at its training.")
-    _try(made)
-    return Target(module, loss, tensors, _flat_mask(made, mask), made.source)
+
+
+def _bound(made: Target, loss: AnchorLoss) -> Target:
+    """Give a loss to the anchor its anchor: outputs that are kept, or a module that computes them."""
+    # parameters are shared and not copied: chains never write to them
+    shared = {id(part): part for part in [*made.module.parameters(), *made.module.buffers()]}
+    anchor = copy.deepcopy(made.module, shared).eval()
+    inputs = made.data[0]
+    with torch.no_grad():
+        first = outputs_of(anchor, inputs[:1])
+        if first.numel() * first.element_size() * made.n > KEPT:
+            return replace(made, loss=Recomputed(loss, anchor))
+        # in the blocks in which the loss over all data is taken, so that it is zero there to the last bit
+        kept = torch.cat([outputs_of(anchor, part) for part in inputs.split(_rows(inputs))])
+    return replace(made, loss=OutputLoss(loss.of), data=(inputs, kept), given=made.data)
 
 
 def _tensors(data: Data) -> tuple[Tensor, ...]:
@@ -140,11 +242,10 @@ def _tensors(data: Data) -> tuple[Tensor, ...]:
         data = data.dataset
     if isinstance(data, Tensor):
         return (data,)
-    if isinstance(data, tuple | list) and data:
-        return tuple(data)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
-        items = [data[index] for index in range(len(data))]  # pyright: ignore[reportArgumentType]
-        rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    if isinstance(data, tuple | list) and data and all(isinstance(part, Tensor) for part in data):
+        return tuple(cast("tuple[Tensor, ...]", data))
+    if isinstance(data, Rows) and len(data):
+        rows = [_columns(data[number]) for number in range(len(data))]
         return tuple(
             torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True)
         )
@@ -152,6 +253,18 @@ def _tensors(data: Data) -> tuple[Tensor, ...]:
         f"data is a {type(data).__name__}: expected a tensor, a tuple of tensors, a Dataset with a length, or "
         "a DataLoader of one."
     )
+
+
+def _rows(inputs: Tensor) -> int:
+    are_ids = inputs.ndim == 2 and not inputs.dtype.is_floating_point
+    return max(1, min(ROWS, TOKENS // inputs.shape[1])) if are_ids else ROWS
+
+
+def _columns(item: Any) -> Sequence[Any]:
+    """The parts of one example; of rows by name, as Hugging Face datasets have them, the token ids."""
+    if isinstance(item, Mapping):
+        return (item["input_ids"],) if "input_ids" in item else tuple(item.values())
+    return item if isinstance(item, tuple | list) else (item,)
 
 
 def _try(made: Target) -> None:
@@ -168,12 +281,8 @@ def _try(made: Target) -> None:
         raise BadInput("the loss is NaN or infinite at the anchor: look at the weights and the data.")
 
 
-def _flat_mask(made: Target, mask: Mapping[str, Tensor] | None) -> Tensor | None:
-    if mask is None:
-        return None
-    if unknown := sorted(set(mask) - set(made.parameters)):
-        raise BadInput(f"the mask names {unknown}; parameters that can move: {', '.join(made.parameters)}.")
-    flat = torch.zeros(len(made.anchor()), dtype=torch.bool, device=made.device)
+def _flat_mask(made: Target, mask: Mapping[str, Tensor]) -> Tensor:
+    flat = torch.zeros(made.d, dtype=torch.bool, device=made.device)
     for name, part in mask.items():
         shape = tuple(made.parameters[name].shape)
         if tuple(part.shape) != shape or part.dtype != torch.bool:
@@ -186,9 +295,9 @@ def _flat_mask(made: Target, mask: Mapping[str, Tensor] | None) -> Tensor | None
     return flat
 
 
-def _digest(parts: Mapping[str, Tensor]) -> str:
+def _digest(parts: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, part in parts.items():
+    for name, part in parts:
         digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
         digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

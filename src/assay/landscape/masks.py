@@ -1,0 +1,110 @@
+"""Masks of parameters: one head or one MLP moves, and the rest of a language model stays.
+
+The refined coefficient of a part is that of the loss as a function of the part's own weights (G. Wang et al. 2024,
+arXiv 2410.02984).
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.models.model import Model
+from assay.models.sites import find_port
+
+Mask = dict[str, Tensor]
+"""Parameter name -> bool tensor of its shape, true where it moves."""
+
+
+def head_mask(model: Model, layer: int, head: int) -> Mask:
+    """Let one attention head move: its rows of the query, key and value projections, its columns of the output's.
+
+    With grouped queries several heads read the same keys and values. The key and value rows that this head reads
+    are in its mask, and so in that of every other head of its group. Biases go with their rows; the bias of the
+    output projection belongs to no head.
+
+    Args:
+        model: a decoder.
+        layer: of the head; negative ones count from the last.
+        head: which query head.
+
+    Raises:
+        BadInput: no such layer or head, or attention weights that are not laid out by head.
+    """
+    layer = _layer(model, layer)
+    block = model.parts.blocks[layer]
+    if not 0 <= head < block.n_heads:
+        raise BadInput(f"head {head} of layer {layer}: there are {block.n_heads}, numbered from 0.")
+    names = _names(model)
+    mask: Mask = {}
+    group = block.n_heads // block.n_kv_heads
+    for site, index in (("q", head), ("k", head // group), ("v", head // group), ("z", head)):
+        port = find_port(model.parts, model.module, f"{site}.{layer}")
+        assert port.module is not None
+        weight = port.module.weight
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+            raise BadInput(
+                f"the {site} projection of layer {layer} is no matrix, so no rows of it are one head's."
+            )
+        reads = site == "z"
+        axis = _axis(port.module, inputs=reads)
+        units = torch.arange(weight.shape[axis])[None, None]
+        own = port.read(units)[0, 0, index].to(weight.device)
+        for parameter in (weight,) if reads else (weight, getattr(port.module, "bias", None)):
+            if parameter is not None:
+                part = mask.setdefault(names[parameter], torch.zeros_like(parameter, dtype=torch.bool))
+                part.index_fill_(axis if parameter.ndim == 2 else 0, own, value=True)
+    return mask
+
+
+def mlp_mask(model: Model, layer: int) -> Mask:
+    """Let one MLP move: every weight and bias of it.
+
+    Args:
+        model: a decoder.
+        layer: of the MLP; negative ones count from the last.
+
+    Raises:
+        BadInput: no such layer, or a block whose MLP is not a module of its own.
+    """
+    layer = _layer(model, layer)
+    block = model.parts.blocks[layer]
+    if block.mlp is None or block.mlp is block.module:
+        raise BadInput(
+            f"the MLP of layer {layer} is not a module of its own: make the mask of its layers by hand."
+        )
+    names = _names(model)
+    return {names[part]: torch.ones_like(part, dtype=torch.bool) for part in block.mlp.parameters()}
+
+
+def named_mask(model: Model, component: str) -> Mask:
+    """Give the mask of a component by its name: ``head.3.5`` or ``mlp.3``.
+
+    Raises:
+        BadInput: another word, or no such component.
+    """
+    match = re.fullmatch(r"head\.(\d+)\.(\d+)|mlp\.(\d+)", component)
+    if not match:
+        raise BadInput(
+            f"mask={component!r}: expected head.LAYER.HEAD or mlp.LAYER, such as head.3.5 or mlp.3."
+        )
+    layer, head, mlp = match.groups()
+    return mlp_mask(model, int(mlp)) if mlp else head_mask(model, int(layer), int(head))
+
+
+def _layer(model: Model, layer: int) -> int:
+    count = model.n_layers
+    if not -count <= layer < count:
+        raise BadInput(f"layer {layer}: {model.source} has layers 0 to {count - 1}.")
+    return layer % count
+
+
+def _names(model: Model) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in model.module.named_parameters()}
+
+
+def _axis(projection: nn.Module, *, inputs: bool) -> int:
+    """Which axis of a weight its inputs or outputs are; GPT-2's ``Conv1D`` keeps the transpose."""
+    transposed = type(projection).__name__ == "Conv1D"
+    return int(inputs) ^ int(transposed)
