@@ -17,15 +17,14 @@ large for neurons whose effect is bounded; look at the agreement. One neuron at 
 other look unimportant. Effects below the rounding of the logits (in float32 up to 1e-5 nats) say nothing.
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from assay.activations.neuron_checks import neuron_checks
 from assay.activations.subject import answer_tokens
@@ -36,6 +35,7 @@ from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
 from assay.models.partial import Recording, SiteEdit, default_rows, partial_forward, record
 from assay.models.sites import find_port
+from assay.models.slopes import frozen
 from assay.models.twin import untrained_twin
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
@@ -219,7 +219,7 @@ class NeuronImportance(Measurement):
     def _attribute(self, model: Model, answer: Tokens | None) -> Attribution:
         """First-order effects of ablating every neuron at every position of the prompt."""
         sites, length = _neurons(model), len(self.tokens)
-        with _frozen(model.module):
+        with frozen(model.module):
             got = capture(model, (*self.tokens, *(answer or ())[:-1]), [*sites, "logits"], grad=True)
             logits = got["logits"][0, length - 1 :]
             answer = answer or (int(logits[0].argmax()),)
@@ -341,19 +341,6 @@ def log_probability(logits: Tensor, answer: Tokens) -> Tensor:
     """
     chosen = torch.tensor(answer, device=logits.device).expand(logits.shape[:-1])[..., None]
     return logits.double().log_softmax(-1).gather(-1, chosen)[..., 0].sum(-1)
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Generator[None]:
-    """Keep the weights out of the graph: no gradient of theirs is computed, nothing is kept for one."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def _neurons(model: Model) -> list[str]:

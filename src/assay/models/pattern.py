@@ -145,18 +145,33 @@ def attention_pattern(
     Returns:
         (batch, head, query, key), rows summing to 1.
     """
+    scores = attention_scores(
+        query, key, value, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return F.softmax(scores, dim=-1)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The scores of one kernel call before softmax, mask included; arguments as of :func:`attention_pattern`."""
     key = _repeat_heads(key, query.shape[1])
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -torch.inf)
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, -torch.inf)
-            if attn_mask.dtype == torch.bool
-            else scores + attn_mask
-        )
-    return F.softmax(scores, dim=-1)
+    if attn_mask is None:
+        return scores
+    if attn_mask.dtype == torch.bool:
+        return scores.masked_fill(~attn_mask, -torch.inf)
+    return scores + attn_mask
 
 
 def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
