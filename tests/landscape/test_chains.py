@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from assay.landscape.chains import Chains, walk
+from assay.landscape.chains import Chains, begin, walk
 from assay.landscape.gradients import Functional
 from assay.landscape.losses import squared_error
 from assay.landscape.target import target
@@ -38,7 +38,7 @@ def test_chains_together_take_the_steps_each_takes_alone_on_the_module(batch_siz
     assert made.mask is not None
     chains = Chains(SEEDS, STEP, BETA, GAMMA, made.mask[None], batch_size)
     for way in (None, Functional(made)):
-        traces = walk(made, chains, 40, way)
+        traces = walk(made, chains, 40, gradient=way)
         for chain, seed in enumerate(SEEDS):
             losses, distances = slow_walk(
                 module,
@@ -87,3 +87,29 @@ def test_a_strong_localization_keeps_chains_at_its_own_distance() -> None:
     distance = walk(made, Chains(tuple(range(8)), *setting), 1500).distance[:, 300:]
     expected = (len(made.anchor()) / gamma / (1 - step * gamma / 4)) ** 0.5
     assert float(distance.square().mean().sqrt()) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_walk_goes_on_where_it_stopped() -> None:
+    made = target(network(), squared_error, DATA)
+    chains = Chains(SEEDS, STEP, BETA, GAMMA, batch_size=7)
+    whole, walking = walk(made, chains, 30), begin(made, chains)
+    parts = [walking.advance(11), walking.advance(19)]
+    for name in ("loss", "squared_gradient", "distance", "virial", "bias"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1), getattr(whole, name))
+    assert_close((walking.position - made.anchor()).norm(dim=1).max() > 0, torch.tensor(True))
+
+
+def test_each_chain_has_its_own_anchor() -> None:
+    module = network()
+    made = target(module, squared_error, DATA)
+    anchors = made.anchor() + torch.randn(3, 26, generator=torch.Generator().manual_seed(3))
+    chains = Chains(SEEDS, STEP, BETA, GAMMA, batch_size=7, anchors=anchors)
+    together = walk(made, chains, 20)
+    for chain, anchor in enumerate(anchors):
+        torch.nn.utils.vector_to_parameters(anchor, module.parameters())
+        alone = Chains(
+            SEEDS[chain : chain + 1], *(part[chain : chain + 1] for part in (STEP, BETA, GAMMA)), batch_size=7
+        )
+        there = walk(target(module, squared_error, DATA), alone, 20)
+        for name in ("loss", "distance"):
+            assert_close(getattr(together, name)[chain], getattr(there, name)[0], rtol=1e-4, atol=1e-5)

@@ -4,19 +4,21 @@ Every chain samples the localized posterior
 
 .. math:: p(w) \propto \exp(-U(w)), \qquad U(w) = n\beta\,L(w) + \frac{\gamma}{2} \lVert w - w^* \rVert^2
 
-with its own step size, temperature, localization, seed, and its own stream of batches. What a chain does depends on
-its own row alone, so a chain walked by itself takes the same steps, up to the rounding of batched products.
+with its own step size, temperature, localization, anchor, seed, and its own stream of batches. What a chain does
+depends on its own row alone, so a chain walked by itself takes the same steps, up to the rounding of batched products.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.random import SeedSequence
 from torch import Tensor
 
-from assay.landscape.gradients import Batch, Gradient, gradient_of
-from assay.landscape.samplers import sgld
+from assay.errors import BadInput
+from assay.landscape.chance import Streams
+from assay.landscape.gradients import Batch, Gradient, everything, gradient_of
+from assay.landscape.samplers.sampler import Chance, Point, Sampler
+from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.target import Target
 
 
@@ -31,6 +33,7 @@ class Chains:
         localization: gamma, (chain,).
         masks: where each chain moves, (chain, d) or (1, d) bool; None for everywhere.
         batch_size: examples in a batch, drawn with replacement; None takes all of the data.
+        anchors: where each chain starts and is held, (chain, d); the module's present weights when None.
     """
 
     seeds: tuple[int, ...]
@@ -39,78 +42,150 @@ class Chains:
     localization: Tensor
     masks: Tensor | None = None
     batch_size: int | None = None
+    anchors: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What chains leave behind; the position before each step is what a column describes.
+    r"""What chains leave behind; the position before each step is what a column describes.
 
     Attributes:
         loss: mean over the batch, (chain, step), float64.
         squared_gradient: squared norm of the gradient of U, (chain, step), float64.
         distance: from the anchor, (chain, step), float64.
+        virial: :math:`\frac12 (w - w^*) \cdot \nabla U`, (chain, step), float64. In a chain that is at rest its mean
+            is half the number of coordinates that move, plus the bias of the step size.
+        bias: what each draw adds to the first-order bias of E[U], (chain, step), float64.
+        reports: what the sampler reports beside, each (chain, step), float64.
     """
 
     loss: Tensor
     squared_gradient: Tensor
     distance: Tensor
+    virial: Tensor
+    bias: Tensor
+    reports: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-def walk(target: Target, chains: Chains, steps: int, gradient: Gradient | None = None) -> Walk:
-    """Walk every chain from the anchor.
+def walk(
+    target: Target,
+    chains: Chains,
+    steps: int,
+    sampler: Sampler | None = None,
+    gradient: Gradient | None = None,
+) -> Walk:
+    """Walk every chain from its anchor.
 
     Args:
         target: what is sampled.
         chains: how.
         steps: to take.
+        sampler: by which steps; SGLD when not given.
         gradient: how losses and gradients are computed; the fastest way that serves when not given.
 
     Returns:
         Traces of all steps; a chain that diverged has NaN or infinity from there on.
     """
-    gradient = gradient or gradient_of(target)
-    anchor, count = target.anchor(), len(chains.seeds)
-    step_size, n_beta, localization = (
-        part.to(anchor)[:, None] for part in (chains.step_size, chains.n_beta, chains.localization)
-    )
-    streams = [_Streams(seed, anchor.device) for seed in chains.seeds]
-    state, noise = sgld.init(anchor.repeat(count, 1)), anchor.new_empty(count, len(anchor))
-    traces = torch.empty(3, count, steps, dtype=torch.float64, device=anchor.device)
-    with torch.no_grad(), target.evaluating():
-        for step in range(steps):
-            loss, slope = gradient(state.position, _batch(target, chains.batch_size, streams))
-            away = state.position - anchor
-            slope = slope.mul_(n_beta).addcmul_(away, localization)
-            for row, stream in zip(noise, streams, strict=True):
-                row.normal_(generator=stream.noise)
-            if chains.masks is not None:
-                slope.mul_(chains.masks)
-                noise.mul_(chains.masks)
-            traces[0, :, step] = loss
-            traces[1, :, step] = torch.linalg.vecdot(slope, slope)
-            traces[2, :, step] = torch.linalg.vector_norm(away, dim=1)
-            state = sgld.step(state, slope, noise, step_size)
-    return Walk(*traces)
+    return begin(target, chains, sampler, gradient).advance(steps)
 
 
-class _Streams:
-    """The two sources of chance of one chain, so that another batch size leaves the noise as it is."""
+def begin(
+    target: Target, chains: Chains, sampler: Sampler | None = None, gradient: Gradient | None = None
+) -> "Walking":
+    """Put every chain at its anchor, ready to walk; see `walk`.
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        words = SeedSequence(seed).generate_state(2, np.uint64)
-        self.noise, self.batches = (
-            torch.Generator(device).manual_seed(int(word) & (2**63 - 1)) for word in words
+    Raises:
+        BadInput: a sampler that accepts or rejects, with batches.
+    """
+    return Walking(target, chains, sampler or SGLD(), gradient or gradient_of(target))
+
+
+class Walking:
+    """Chains on their way, which can go on from where they are."""
+
+    def __init__(self, target: Target, chains: Chains, sampler: Sampler, gradient: Gradient) -> None:
+        if sampler.exact and chains.batch_size is not None:
+            raise BadInput(
+                f"batch_size={chains.batch_size} with sampler {sampler.name!r}: it accepts or rejects on all of the "
+                "data. Leave batch_size out, or take a sampler that works on batches."
+            )
+        here, count = target.anchor(), len(chains.seeds)
+        self._target, self._chains, self._sampler, self._gradient = target, chains, sampler, gradient
+        self._anchors = here[None] if chains.anchors is None else chains.anchors.to(here)
+        self._step_size, self._n_beta, self._localization = (
+            part.to(here)[:, None] for part in (chains.step_size, chains.n_beta, chains.localization)
+        )
+        position = self._anchors.expand(count, -1).clone()
+        self._streams = Streams(chains.seeds, position)
+        self._everything = everything(target) if chains.batch_size is None else None
+        free = here.new_full((count, 1), len(here))
+        if chains.masks is not None:
+            free = chains.masks.sum(1, keepdim=True).to(here).expand(count, 1)
+        start = self._masked(self._streams.coins(len(here), normal=True))
+        self._state = sampler.init(position, start, free)
+
+    @property
+    def position(self) -> Tensor:
+        """Where the chains are, (chain, d)."""
+        return self._state.position
+
+    def advance(self, steps: int) -> Walk:
+        """Take more steps.
+
+        Returns:
+            Traces of these steps.
+        """
+        count, names = len(self._chains.seeds), self._sampler.reports
+        traces = torch.empty(5 + len(names), count, steps, dtype=torch.float64, device=self._anchors.device)
+        with torch.no_grad(), self._target.evaluating():
+            for step in range(steps):
+                batch = self._batch()
+                self._state, seen = self._sampler.step(
+                    self._state,
+                    lambda at, batch=batch: self._look(at, batch),
+                    self._chance(),
+                    self._step_size,
+                )
+                for row, value in enumerate(
+                    (
+                        seen.point.loss,
+                        seen.point.squared_slope,
+                        seen.point.squared_distance,
+                        seen.point.virial,
+                        seen.bias,
+                        *seen.reports,
+                    )
+                ):
+                    traces[row, :, step] = value
+        traces[2].sqrt_()
+        return Walk(*traces[:5], reports=dict(zip(names, traces[5:], strict=True)))
+
+    def _look(self, position: Tensor, batch: Batch) -> Point:
+        """Find what is known of the potential at positions (chain, d)."""
+        loss, slope = self._gradient(position, batch)
+        away = position - self._anchors
+        slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._localization))
+        squared = torch.linalg.vecdot(away, away)
+        return Point(
+            loss,
+            self._n_beta[:, 0].double() * loss + self._localization[:, 0].double() / 2 * squared,
+            slope,
+            torch.linalg.vecdot(slope, slope),
+            squared,
+            torch.linalg.vecdot(away, slope) / 2,
         )
 
+    def _chance(self) -> Chance:
+        noise = self._masked(self._streams.noise())
+        return Chance(noise, self._streams.coins(2) if self._sampler.exact else None)
 
-def _batch(target: Target, batch_size: int | None, streams: list[_Streams]) -> Batch:
-    """Draw a batch for each chain, (chain, example, ...); all of the data are a view, not a copy."""
-    if batch_size is None:
-        return tuple(part.expand(len(streams), *part.shape) for part in target.data)
-    rows = torch.stack(
-        [
-            torch.randint(target.n, (batch_size,), generator=each.batches, device=target.device)
-            for each in streams
-        ]
-    )
-    return tuple(part[rows] for part in target.data)
+    def _masked(self, rows: Tensor) -> Tensor:
+        return rows if self._chains.masks is None else rows.mul_(self._chains.masks)
+
+    def _batch(self) -> Batch:
+        """Draw a batch for each chain, (chain, example, ...); all of the data are one for all, (1, example, ...)."""
+        if self._everything is not None:
+            return self._everything
+        assert self._chains.batch_size is not None
+        rows = self._streams.rows(self._target.n, self._chains.batch_size)
+        return tuple(part[rows] for part in self._target.data)

@@ -2,6 +2,8 @@
 
 A chain is a row of one flat buffer (chain, d). Plain stacks of linear layers are differentiated by hand with
 batched matrix products; every other module goes through ``torch.func``. Both give the same numbers up to rounding.
+A batch whose leading axis is 1 is shared by all chains: it is multiplied with the weights of all of them in one
+matrix product, and never copied.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from assay.landscape.losses import OutputLoss
+from assay.landscape.losses import OutputLoss, squared_error
 from assay.landscape.target import Target
 
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
@@ -22,7 +24,7 @@ class Gradient(Protocol):
     """Mean loss and its gradient, for every chain."""
 
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Take weights (chain, d) and a batch (chain, example, ...); give (chain,) and (chain, d)."""
+        """Take weights (chain, d) and a batch (chain, example, ...) or (1, example, ...); give (chain,), (chain, d)."""
         ...
 
 
@@ -41,6 +43,28 @@ def is_stack(target: Target) -> bool:
         and len(target.parameters) == sum(len(list(part.parameters())) for part in module)
         and target.data[0].ndim == 2
     )
+
+
+def everything(target: Target) -> Batch:
+    r"""Give all of the data as one batch for all chains, (1, example, ...).
+
+    The squared error of a linear network depends on the data through their second moments alone. There the n examples
+    are replaced by the rows of R in :math:`(X, Y) = QR`, scaled so that the mean loss is the same: as many rows as
+    inputs and outputs together.
+    """
+    data = target.data
+    linear = is_stack(target) and not any(
+        isinstance(part, ELEMENTWISE) and not isinstance(part, nn.Identity)
+        for part in target.module.children()
+    )
+    unbiased = all(parameter.ndim == 2 for parameter in target.parameters.values())
+    if linear and unbiased and target.loss is squared_error and data[1].ndim == 2:
+        inputs = data[0].shape[1]
+        rows = torch.cat(data, 1)
+        if len(rows) > rows.shape[1]:
+            upper = torch.linalg.qr(rows.double(), mode="r").R * (rows.shape[1] / len(rows)) ** 0.5
+            data = tuple(part.to(rows.dtype) for part in (upper[:, :inputs], upper[:, inputs:]))
+    return tuple(part[None] for part in data)
 
 
 class _WithLoss(nn.Module):
@@ -69,11 +93,15 @@ class Functional:
     """Any module, by ``vmap`` of ``grad_and_value`` of ``functional_call``."""
 
     def __init__(self, target: Target) -> None:
-        self._each = vmap(grad_and_value(mean_loss(target)))
+        each = grad_and_value(mean_loss(target))
+        self._own, self._shared = vmap(each), vmap(each, in_dims=(0, None))
 
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Gradient`."""
-        gradient, loss = self._each(parameters, batch)
+        if len(batch[0]) == 1 < len(parameters):
+            gradient, loss = self._shared(parameters, tuple(part[0] for part in batch))
+        else:
+            gradient, loss = self._own(parameters, batch)
         return loss.detach(), gradient
 
 
@@ -120,10 +148,13 @@ class Stack:
         weight = self._part(parameters, f"{index}.weight").mT
         if f"{index}.bias" not in self._places:
             return values @ weight
-        return torch.baddbmm(self._part(parameters, f"{index}.bias")[:, None], values, weight)
+        return torch.baddbmm(
+            self._part(parameters, f"{index}.bias")[:, None], values.expand(len(weight), -1, -1), weight
+        )
 
     def _outer(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Give each chain's mean loss and its gradient with respect to the outputs."""
+        targets = targets.expand(len(outputs), *targets.shape[1:])
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             each = self._loss.of(leaf.flatten(0, 1), targets.flatten(0, 1))

@@ -1,0 +1,63 @@
+"""Random numbers for chains: every chain has its own streams, whoever it walks with.
+
+Numbers are drawn a block of steps at a time, since a call of a generator costs as much as a few hundred numbers. How
+long a block is depends on the size of a step alone, so that a chain sees the same numbers in every company.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.random import SeedSequence
+from torch import Tensor
+
+BLOCK = 2**13
+"""Numbers that a chain draws at a time, at least one step's."""
+
+
+class Streams:
+    """Noise, batches and coins of a row of chains.
+
+    Args:
+        seeds: one for each chain; equal seeds see equal numbers.
+        like: where and in which precision noise is wanted; its last axis is d.
+    """
+
+    def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
+        words = np.stack([SeedSequence(seed).generate_state(3, np.uint64) for seed in seeds])
+        self._noise, self._batches, self._coins = (
+            [torch.Generator(like.device).manual_seed(int(word) & (2**63 - 1)) for word in column]
+            for column in words.T
+        )
+        self._steps = max(1, BLOCK // like.shape[-1])
+        self._block = like.new_empty(len(seeds), self._steps, like.shape[-1])
+        self._used = self._steps
+        self._rows = torch.empty(len(seeds), 0, 0, dtype=torch.int64, device=like.device)
+        self._rows_used = 0
+
+    def noise(self) -> Tensor:
+        """Draw standard normal noise for one step, (chain, d); good until the next call."""
+        if self._used == self._steps:
+            for block, generator in zip(self._block, self._noise, strict=True):
+                block.normal_(generator=generator)
+            self._used = 0
+        self._used += 1
+        return self._block[:, self._used - 1]
+
+    def rows(self, n: int, batch_size: int) -> Tensor:
+        """Draw a batch of numbers below n for each chain, with replacement, (chain, batch)."""
+        if self._rows_used == self._rows.shape[1]:
+            shape = (max(1, BLOCK // batch_size), batch_size)
+            self._rows = torch.stack(
+                [torch.randint(n, shape, generator=each, device=self._block.device) for each in self._batches]
+            )
+            self._rows_used = 0
+        self._rows_used += 1
+        return self._rows[:, self._rows_used - 1]
+
+    def coins(self, width: int, *, normal: bool = False) -> Tensor:
+        """Draw uniform numbers in [0, 1), or standard normal ones, for each chain, (chain, width)."""
+        drawn = self._block.new_empty(len(self._coins), width)
+        for row, generator in zip(drawn, self._coins, strict=True):
+            row.normal_(generator=generator) if normal else row.uniform_(generator=generator)
+        return drawn
