@@ -176,6 +176,27 @@ def test_rows_are_reduced_as_the_definitions_say(vocabulary: int, top_k: int) ->
     assert torch.equal(found["target_rank"], (said > target).sum(-1))
 
 
+def test_candidates_give_the_same_top_tokens(model: Model) -> None:
+    exact, quick = (assay.logit_lens(model, TOKENS, candidates=count).dataset for count in (None, 16))
+    np.testing.assert_array_equal(quick["top_token"], exact["top_token"])
+    for name in ("top_probability", "entropy", "kl_to_final", "target_log_probability"):
+        difference = np.nanmax(np.abs(quick[name] - exact[name]))
+        assert 0 < difference < 0.02  # bfloat16 in the sums over the vocabulary
+    verdicts = {check.code: check.verdict for check in assay.logit_lens(model, TOKENS, candidates=16).checks}
+    assert verdicts["L101"] == "pass"
+
+
+def test_entries_masked_with_minus_infinity_add_nothing() -> None:
+    generator = torch.Generator().manual_seed(9)
+    logits, final = (torch.randn(4, 101, generator=generator) for _ in range(2))
+    place, targets = torch.tensor([0, 0, 1, 3]), torch.tensor([1, 2, 3, 4])
+    masked = torch.cat([logits, torch.full((4, 1), -torch.inf)], 1)
+    distribution = torch.cat([final.log_softmax(-1), torch.full((4, 1), -torch.inf)], 1)
+    found = read_rows(masked, distribution, place, targets, 3)
+    for name, value in read_rows(logits, final.log_softmax(-1), place, targets, 3).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=NATS)
+
+
 def test_states_and_logits_are_read_in_one_forward(model: Model) -> None:
     passes = []
     handle = model.module.get_input_embeddings().register_forward_hook(
@@ -205,6 +226,7 @@ def test_a_last_layer_that_is_not_the_model_is_told(model: Model) -> None:
         ({"top_k": 0}, "top_k=0: keep between 1 and the 101 tokens of the vocabulary"),
         ({"top_k": 102}, "top_k=102"),
         ({"baseline_rows": 0}, "baseline_rows=0: the baseline needs at least one row"),
+        ({"candidates": 5}, "candidates=5: take more than the 5 top tokens"),
         ({"text": []}, "the prompt is empty"),
         ({"text": [5, 101]}, "the vocabulary from 0 to 100"),
         ({"text": list(range(3, 68))}, "more than the context of 64"),

@@ -1,5 +1,6 @@
 """What the shipped texts promise: their form, and that SmolLM2 knows each fact and copies the name."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from assay.activations.material import Fact, Passage, facts, passage, subjects
+from assay.activations.material import Fact, Passage, facts, facts_of, passage, subjects
+from assay.errors import BadInput
 from assay.models.model import Model
 
 SCALE = 3.0  # of the noise, in standard deviations of the subjects' embeddings: the trace's default
@@ -19,6 +21,27 @@ def test_facts_are_many_and_of_many_kinds() -> None:
     assert len(facts()) >= 110
     assert len(relations) >= 10
     assert min(relations.values()) >= 5  # too few of a kind would say nothing about the kind
+
+
+def test_facts_of_the_user_are_read_from_json() -> None:
+    rows = [{"subject": "France", "prompt": "The capital of France is", "answer": " Paris"}]
+    assert facts_of(json.dumps(rows)) == (Fact("France", "", "The capital of France is", " Paris"),)
+    kept = [{"relation": fact.relation, **vars(fact)} for fact in facts()]
+    assert facts_of(json.dumps(kept)) == facts()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("facts.json", "not JSON.*given as @FILE"),
+        ("{}", "not a list of objects"),
+        ('[{"subject": "France", "prompt": "Its capital is"}]', "not a list of objects"),
+        ('[{"subject": "France", "prompt": "Its capital is", "answer": 3}]', "each of whose values is text"),
+    ],
+)
+def test_what_are_no_facts_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        facts_of(text)
 
 
 def test_no_fact_is_there_twice() -> None:

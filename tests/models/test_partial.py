@@ -181,6 +181,15 @@ def looking_around() -> Model:
     return wrap(module)
 
 
+def test_an_error_is_seen_beside_a_position_of_huge_norm(ids: Tensor) -> None:
+    module = FAMILIES["llama"].build()
+    module.model.layers[0].register_forward_hook(lambda _, __, out: out + 1e-2 * out.mean(1, keepdim=True))
+    edit = torch.zeros(LENGTH, 1)
+    edit[LENGTH // 2] = 1e6  # among the positions that the self-test continues
+    recording = record(wrap(module), ids[:, :LENGTH], edits={"embed": lambda embed: embed * (1 + edit)})
+    assert "continuing a prefix changes" in recording.fallback
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [(without_cache, "0 of 3 blocks keep keys and values"), (looking_around, "continuing a prefix changes")],
@@ -282,6 +291,8 @@ def test_running_out_of_memory_says_what_to_set(model: Model, recording: Recordi
         MemoryError, match="a pass of 6 rows did not fit in memory; set max_rows to 3 or less"
     ):
         partial_forward(recording, variants, probabilities)
+    with pytest.raises(MemoryError, match="one variant of 2 recorded rows: record fewer"):
+        partial_forward(recording, variants[:1], probabilities)
     handle.remove()
     with pytest.raises(MemoryError, match="set max_rows to 3 or less"):  # as a processor's allocator says it
         partial_forward(recording, variants, lambda _: torch.empty(2**58))

@@ -28,7 +28,7 @@ import xarray as xr
 from torch import Tensor
 
 from assay.activations.causal_trace import CausalTrace
-from assay.activations.material import Fact
+from assay.activations.material import Fact, facts_of
 from assay.activations.material import facts as shipped_facts
 from assay.activations.restoration import KINDS, Kind, embedding_scale
 from assay.activations.subject import answer_tokens, subject_positions
@@ -226,7 +226,7 @@ def roles(subject: Sequence[int], length: int) -> dict[str, list[int]]:
 
 def average_causal_trace(  # noqa: PLR0913 (a promised signature)
     model: Model,
-    facts: Sequence[Fact] | None = None,
+    facts: str | Sequence[Fact] | None = None,
     *,
     kinds: Sequence[Kind] = KINDS,
     noise: float = 3.0,
@@ -241,7 +241,8 @@ def average_causal_trace(  # noqa: PLR0913 (a promised signature)
 
     Args:
         model: a decoder with its tokenizer.
-        facts: subjects, prompts and answers; by default those that come with Assay, which SmolLM2 knows.
+        facts: subjects, prompts and answers, or a JSON list of such objects as text; by default those that come
+            with Assay, which SmolLM2 knows.
         kinds: ``state``, ``mlp``, ``attn``, ``state_mlp_severed``, ``state_attn_severed``.
         noise: standard deviation of the noise, in units of an embedding entry's over a list of subjects.
         noise_samples: noise samples a fact.
@@ -257,10 +258,11 @@ def average_causal_trace(  # noqa: PLR0913 (a promised signature)
         ``known`` and ``total_effect`` of each fact; and the average in the twin as ``baseline_*``.
 
     Raises:
-        BadInput: no facts, a subject that is not in its prompt or stands in several places, an answer the
-            tokenizer cannot make, or a setting out of range.
+        BadInput: no facts, a text that is not a list of facts, a subject that is not in its prompt or stands in
+            several places, an answer the tokenizer cannot make, or a setting out of range.
     """
-    chosen = list(shipped_facts() if facts is None else facts)
+    given = facts_of(facts) if isinstance(facts, str) else facts
+    chosen = list(shipped_facts() if given is None else given)
     if max_facts is not None:
         if max_facts < 1:
             raise BadInput(f"max_facts={max_facts}: expected 1 or more")

@@ -138,7 +138,7 @@ class CausalTrace(Measurement):
                 "corrupted": shared.of_run(shared.corrupted),
                 "foil": torch.tensor(shared.foil),
                 "answer": torch.tensor(shared.answer),
-                "fallback": torch.tensor(bool(shared.corrupted.fallback)),
+                "fallback": _letters(shared.corrupted.fallback or shared.clean.fallback),
             }
         twin = untrained_twin(model, seed=self.seed)
         other = self._record(twin, min(self.baseline_samples, self.samples), shared.answer, shared.foil)
@@ -283,6 +283,7 @@ class CausalTrace(Measurement):
 
     def _attributes(self, model: Model, piece: Pieces) -> dict[str, Any]:
         answer = [int(i) for i in piece["answer"]]
+        reason = bytes(piece["fallback"].tolist()).decode()
         corruption = "replacement" if self.replacements else f"noise of {self.noise} sigma"
         return {
             "model": model.source,
@@ -292,8 +293,13 @@ class CausalTrace(Measurement):
             "foil": model.token_texts([int(piece["foil"])])[0],
             "corruption": corruption,
             "window": self.window,
-            "engine": "full forwards" if bool(piece["fallback"]) else "partial forwards",
+            "engine": f"full forwards: {reason}" if reason else "partial forwards",
         }
+
+
+def _letters(text: str) -> Tensor:
+    """A text as a unit can keep it, one byte an entry."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def causal_trace(  # noqa: PLR0913 (a promised signature)

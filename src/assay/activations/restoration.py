@@ -101,7 +101,7 @@ class Restoration:
             logit difference between its first token and the foil, and KL(clean || edited) in nats.
         """
         logits = logits.float()
-        log_probabilities = logits.log_softmax(-1)
+        log_probabilities = _finite(logits.log_softmax(-1))
         answer = torch.tensor(self.answer, device=logits.device).expand(*logits.shape[:2], -1)[..., None]
         log_probability = log_probabilities.gather(-1, answer)[..., 0].sum(-1)
         difference = logits[..., 0, self.answer[0]] - logits[..., 0, self.foil]
@@ -154,12 +154,18 @@ def restoration(
     corrupted = record(model, ids[1:], sites=sites, edits=edits)
     length = len(rows[0])
     final = clean.readout(clean.resid[-1][0, length - 1 :]).float().log_softmax(-1)
+    final = _finite(final)
     answer = answer or (int(final[0].argmax()),)
     if foil is None:
         others = corrupted.readout(corrupted.resid[-1][:, length - 1]).float().softmax(-1).mean(0)
         others[answer[0]] = -1.0
         foil = int(others.argmax())
     return Restoration(clean, corrupted, length, final, answer, foil, window)
+
+
+def _finite(log_probabilities: Tensor) -> Tensor:
+    """Let an entry that the model masks with minus infinity add nothing to a divergence, rather than NaN."""
+    return log_probabilities.clamp_min_(torch.finfo(log_probabilities.dtype).min)
 
 
 def window_of(layer: int, layers: int, window: int) -> tuple[int, int]:

@@ -21,13 +21,21 @@ DONE, FOUND_WANTING, REFUSED, STOPPED = 0, 1, 2, 130
 MEASURE = {
     "lens": "Logit lens: what each layer would say if the model stopped there.",
     "trace": "Causal trace: which states carry a fact about a subject to the answer.",
+    "average-trace": "Average causal trace: where, over many facts, restored states bring back the answer.",
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
     "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "dla": "Direct logit attribution: what each component writes straight into a logit.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }
+WEIGHTS = {
+    "llc": "Local learning coefficient: how degenerate the minimum is at which training ended.",
+}
 WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."
+SAMPLED = (
+    "SUBJECT is FILE.py:FUNCTION, where the function returns module, loss and data; or a language model (smollm2, a "
+    "folder, a .gguf file, a hub id) with a file of text or of tokens as DATA."
+)
 INSPECT = {
     "doctor": "Examine a model: is it fit to be measured?",
     "report": "Write the report of one or several runs, or their figures and tables.",
@@ -49,7 +57,9 @@ def _app() -> App:
         Group(name, sort_key=place) for place, name in enumerate(("Measure", "Inspect", "Other"))
     )
     for name, summary in MEASURE.items():
-        app.command(f"assay.cli.measure:{name}", name=name, help=f"{summary}\n\n{WORDS}", group=measure)
+        app.command(f"assay.cli.measure:{name.replace('-', '_')}", name=name, help=f"{summary}\n\n{WORDS}", group=measure)
+    for name, summary in WEIGHTS.items():
+        app.command(f"assay.cli.landscape:{name}", name=name, help=f"{summary}\n\n{SAMPLED}", group=measure)
     for name, summary in INSPECT.items():
         app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group=inspect)
     for flag in ("--help", "--version"):
@@ -91,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _no_command(word: str) -> str:
-    known = [*MEASURE, *INSPECT]
+    known = [*MEASURE, *WEIGHTS, *INSPECT]
     near = difflib.get_close_matches(word, known, n=1)
     guess = f" Did you mean {near[0]}?" if near else ""
     kind = "option" if word.startswith("-") else "command"

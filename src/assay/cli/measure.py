@@ -6,10 +6,11 @@ A setting that a verb gains is an option of its command without a line written h
 import inspect
 import types
 import typing
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, Union
 
 import torch
 from cyclopts import Parameter
@@ -28,8 +29,7 @@ from assay.cli.output import (
     say,
 )
 from assay.cli.progress import shown
-from assay.models.model import Model
-from assay.runs.executors import Executor, InProcess, LocalProcesses
+from assay.runs.executors import Executor, InProcess, LocalProcesses, reload
 from assay.runs.forecast import Forecast, forecast
 from assay.runs.measurement import Measurement, Unit
 from assay.runs.result import Result
@@ -46,6 +46,7 @@ class Verb(NamedTuple):
 VERBS = {
     "lens": Verb("assay.activations.logit_lens", "logit_lens"),
     "trace": Verb("assay.activations.causal_trace", "causal_trace"),
+    "average_trace": Verb("assay.activations.average_trace", "average_causal_trace"),
     "neurons": Verb("assay.activations.neuron_importance", "neuron_importance"),
     "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
@@ -92,8 +93,17 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
             settings[text] = tuple(map(text_of, settings[text]))
         elif settings[text] is not None:
             settings[text] = text_of(settings[text])
-        return _measure(verb, source, settings, loading, running)
+        note(f"loading {source}", quiet=running.quiet)
+        bound = partial(verb, loading.load(source), **settings)
+        return measured(bound, verb.__name__.replace("_", " "), running)
 
+    return dressed(run, verb, signature)
+
+
+def dressed(
+    run: Callable[..., int], verb: Callable[..., Result], signature: inspect.Signature
+) -> Callable[..., int]:
+    """Give a function the name and the words of a verb, and the signature that its command shows."""
     run.__name__ = verb.__name__
     run.__doc__ = verb.__doc__
     run.__annotations__ = {
@@ -106,22 +116,35 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
 def _signature(verb: Callable[..., Result], model: str | None) -> inspect.Signature:
     """The verb's signature as a terminal can serve it: model and text by place, everything else by name."""
     hints = typing.get_type_hints(verb)
-    _, text, *settings = (
-        parameter
-        for parameter in inspect.signature(verb).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    )
-    placed, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    _, text, *settings = settings_of(verb)
+    placed = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source = Annotated[str, Parameter(help=MODEL_HELP)]
     written = Annotated[_spelled(hints[text.name]), Parameter(allow_leading_hyphen=True)]
     parameters = [
         inspect.Parameter("model", placed, annotation=source, default=model or inspect.Parameter.empty),
         text.replace(annotation=written, kind=placed),
+        *offered(verb, settings),
+    ]
+    return inspect.Signature(parameters, return_annotation=int)
+
+
+def settings_of(verb: Callable[..., Result]) -> list[inspect.Parameter]:
+    """Give what a verb takes, the options of a run left out."""
+    return [
+        parameter
+        for parameter in inspect.signature(verb).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+
+def offered(verb: Callable[..., Result], settings: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Give settings of a verb as options, and after them those of loading and running."""
+    hints, named = typing.get_type_hints(verb), inspect.Parameter.KEYWORD_ONLY
+    return [
         *(setting.replace(annotation=_spelled(hints[setting.name]), kind=named) for setting in settings),
         inspect.Parameter("loading", named, annotation=Loading, default=Loading()),
         inspect.Parameter("running", named, annotation=Running, default=Running()),
     ]
-    return inspect.Signature(parameters, return_annotation=int)
 
 
 def _spelled(annotation: Any) -> Any:
@@ -136,7 +159,8 @@ def _spelled(annotation: Any) -> Any:
             tuple[typing.get_args(sequences[0])[0], ...], Parameter(consume_multiple=True)
         ]
     else:
-        chosen = str if str in words else words[0]
+        literals = [option for option in words if _is_literal(option)]
+        chosen = str if str in words else Union[(*literals, words[0])]  # noqa: UP007 (of a list)
     return chosen | None if optional else chosen
 
 
@@ -157,17 +181,25 @@ def _is_words(annotation: Any) -> bool:
     return not _is_literal(annotation) and (element is str or _is_literal(element))
 
 
-def _measure(
-    verb: Callable[..., Result], source: str, settings: dict[str, Any], loading: Loading, running: Running
+def measured(
+    bound: Callable[..., Result], title: str, running: Running, rebuild: Callable[..., Any] = reload
 ) -> int:
-    note(f"loading {source}", quiet=running.quiet)
-    model = loading.load(source)
+    """Run a verb that has all it needs but how to run, and write down what comes of it; give the exit code.
+
+    Args:
+        bound: the verb with its model and settings.
+        title: what stands before the bar.
+        running: how to run.
+        rebuild: makes what is measured once more in another process; see `LocalProcesses`.
+
+    Raises:
+        KeyboardInterrupt: stopped by Ctrl-C, with where the finished units are.
+    """
     if running.dry_run:
-        return _rehearse(verb, model, settings, as_json=running.as_json)
-    title = verb.__name__.replace("_", " ")
+        return _rehearse(bound, as_json=running.as_json)
     try:
-        with _executor(running.processes) as executor, shown(title, quiet=running.quiet) as progress:
-            result = verb(model, **settings, out=running.out, progress=progress, executor=executor)
+        with _executor(running.processes, rebuild) as executor, shown(title, quiet=running.quiet) as progress:
+            result = bound(out=running.out, progress=progress, executor=executor)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(
             f"Finished units are kept in {printable(str(running.out))}: the same command goes on from there."
@@ -182,39 +214,39 @@ def _measure(
 
 
 @contextmanager
-def _executor(processes: int) -> Generator[Executor]:
+def _executor(processes: int, rebuild: Callable[..., Any]) -> Generator[Executor]:
     """Where units are measured; several processes share the threads that one would use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // processes))
     try:
-        yield LocalProcesses(processes) if processes > 1 else InProcess()
+        yield LocalProcesses(processes, rebuild) if processes > 1 else InProcess()
     finally:
         torch.set_num_threads(threads)
 
 
 class _Rehearsed(Exception):  # noqa: N818 (nothing went wrong)
-    """Carries the forecast out of a verb that was called to learn what it would do."""
+    """Carries the forecast and the bytes of the weights out of a verb that was called to learn what it would do."""
 
-    def __init__(self, expected: Forecast) -> None:
+    def __init__(self, expected: Forecast, weights: int) -> None:
         super().__init__()
-        self.expected = expected
+        self.expected, self.weights = expected, weights
 
 
 class _Rehearsal:
     """An executor that measures nothing but one unit, to tell what all of them would take."""
 
     def run(self, measurement: Measurement, model: Any, units: Sequence[Unit]) -> NoReturn:
-        raise _Rehearsed(forecast(measurement, model))
+        weights = sum(part.numel() * part.element_size() for part in model.module.parameters())
+        raise _Rehearsed(forecast(measurement, model), weights)
 
 
-def _rehearse(verb: Callable[..., Result], model: Model, settings: dict[str, Any], *, as_json: bool) -> int:
+def _rehearse(bound: Callable[..., Result], *, as_json: bool) -> int:
     try:
-        verb(model, **settings, executor=_Rehearsal())
+        bound(executor=_Rehearsal())
     except _Rehearsed as rehearsed:
-        expected = rehearsed.expected
+        expected, weights = rehearsed.expected, rehearsed.weights
     else:
         raise AssertionError("a verb came back without asking its executor")
-    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
     if as_json:
         print_json(
             {

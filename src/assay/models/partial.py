@@ -37,7 +37,7 @@ READOUT_ROWS = 256
 UNCALLABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration)
 """What a block that leans on its model raises when it is called without it."""
 TOLERANCE = 2e-4
-"""How far the self-test's residual stream may be from the recorded one, relative to its largest entry."""
+"""How far the self-test's residual stream may be from the recorded one, relative to a position's largest entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ def partial_forward(
     run = _run_full if recording.fallback else _run_group
     with torch.no_grad():
         for group in groups(plan, size // rows):
-            with _memory_explained(len(group) * rows):
+            with _memory_explained(len(group) * rows, rows):
                 values = run(recording, group, metric, read)
             for variant, value in zip(group, values, strict=True):
                 results[variant.index] = value
@@ -270,11 +270,12 @@ def _self_test(recording: Recording) -> str:
     except UNCALLABLE as error:
         return f"its blocks cannot be called on their own ({type(error).__name__}: {error})"
     expected = one.resid[layers][:, start:]
-    error = float((resid - expected).abs().max() / expected.abs().max())
+    # position by position: the first is often so large that errors of the others would drown in it
+    error = float(((resid - expected).abs().amax(-1) / expected.abs().amax(-1)).max())
     tolerance = TOLERANCE if expected.dtype in (torch.float32, torch.float64) else 5e-2
     if error <= tolerance:
         return ""
-    return f"continuing a prefix changes its residual stream by {error:.1e} of its largest entry"
+    return f"continuing a prefix changes its residual stream by {error:.1e} of a position's largest entry"
 
 
 def _prefix(recording: Recording, stop: int) -> PrefixCache:
@@ -296,13 +297,19 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
 
 
 @contextmanager
-def _memory_explained(rows: int) -> Generator[None]:
-    """Turn the allocator's error, on a graphics card or on a processor, into one that says what to set."""
+def _memory_explained(rows: int, least: int) -> Generator[None]:
+    """Turn the allocator's error, on a graphics card or on a processor, into one that says what to set.
+
+    Args:
+        rows: rows of the pass.
+        least: rows of one variant, below which no pass can go.
+    """
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise MemoryError(
-            f"a pass of {rows} rows did not fit in memory; set max_rows to {max(1, rows // 2)} or less"
-        ) from error
+        advice = f"set max_rows to {max(least, rows // 2)} or less"
+        if rows == least:
+            advice = f"it is one variant of {least} recorded rows: record fewer (samples or prompts), or shorter ones"
+        raise MemoryError(f"a pass of {rows} rows did not fit in memory; {advice}") from error

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from assay.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -49,6 +51,36 @@ class Passage:
     def prompt(self) -> str:
         """The text up to and including the first token of the last occurrence: the answer follows."""
         return self.text[: self.text.rindex(self.name) + len(self.name) - len(self.answer)]
+
+
+def facts_of(text: str) -> tuple[Fact, ...]:
+    """Read facts written as JSON.
+
+    Args:
+        text: a list of objects with "subject", "prompt", "answer", and "relation" where there is one.
+
+    Raises:
+        BadInput: something else.
+    """
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"the facts are not JSON ({error}): a file of facts is given as @FILE") from error
+    wanted = {"subject", "prompt", "answer"}
+    if not isinstance(rows, list) or not all(_is_fact(row, wanted) for row in rows):
+        raise BadInput(
+            'the facts are not a list of objects like {"subject": "France", "prompt": "The capital of France is", '
+            '"answer": " Paris"}, each of whose values is text'
+        )
+    return tuple(Fact(**{"relation": "", **row}) for row in rows)
+
+
+def _is_fact(row: object, wanted: set[str]) -> bool:
+    return (
+        isinstance(row, dict)
+        and wanted <= set(row) <= {*wanted, "relation"}
+        and all(isinstance(value, str) for value in row.values())
+    )
 
 
 @cache

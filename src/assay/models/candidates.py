@@ -1,0 +1,111 @@
+r"""The largest logits of many rows, found in bfloat16 and given their float32 values.
+
+A product in bfloat16 is several times faster where the processor has tiles for it (AMX), and a tensor core anywhere. It
+ranks the vocabulary well enough to find candidates, whose logits are then computed in float32. A row whose k-th
+largest rescored logit does not stand above the last candidate by :data:`SAFE` times the largest error seen among its
+candidates is unembedded in float32 altogether, so the k largest are those of float32.
+
+The other logits keep bfloat16's error, about 2^-8 of their size: sums over the vocabulary (normaliser, entropy) are
+that exact.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from assay.errors import BadInput
+from assay.models.model import Model
+
+SAFE = 4.0
+ROWS = 256
+"""Rows rescored at once: their candidates' weights are gathered, (row, candidate, d_model)."""
+
+
+@dataclass(eq=False)
+class Candidates:
+    """An unembedding in bfloat16 with its candidates rescored.
+
+    Attributes:
+        unembed: the model's own unembedding.
+        count: candidates of a row.
+        top: how many of the largest logits are to be those of float32.
+    """
+
+    unembed: nn.Linear
+    count: int
+    top: int
+
+    def __post_init__(self) -> None:
+        """Keep the weights in bfloat16."""
+        self._weight = self.unembed.weight.detach().bfloat16()
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Unembed.
+
+        Args:
+            states: what the unembedding reads, (..., d_model).
+
+        Returns:
+            Logits, (..., vocabulary).
+        """
+        logits = functional.linear(states.bfloat16(), self._weight).to(states.dtype)
+        if self.unembed.bias is not None:
+            logits += self.unembed.bias
+        rows = zip(states.flatten(0, -2).split(ROWS), logits.flatten(0, -2).split(ROWS), strict=True)
+        for entering, rough in rows:
+            self._rescore(entering, rough)
+        return logits
+
+    def _rescore(self, states: Tensor, logits: Tensor) -> None:
+        """Give the candidates of some rows, and whole rows that are uncertain, their exact logits in place."""
+        rough, chosen = logits.topk(self.count, -1)
+        exact = torch.einsum("rd,rnd->rn", states, self.unembed.weight[chosen])
+        if self.unembed.bias is not None:
+            exact += self.unembed.bias[chosen]
+        logits.scatter_(-1, chosen, exact)
+        allowance = SAFE * (exact - rough).abs().amax(-1)
+        uncertain = exact.topk(self.top, -1).values[:, -1] <= rough[:, -1] + allowance
+        if bool(uncertain.any()):
+            logits[uncertain] = functional.linear(states[uncertain], self.unembed.weight, self.unembed.bias)
+
+
+def candidates(model: Model, count: int, top: int) -> Candidates:
+    """Make the unembedding of a model that rescores candidates.
+
+    Args:
+        model: a decoder.
+        count: candidates of a row.
+        top: how many of the largest logits are to be those of float32.
+
+    Raises:
+        BadInput: not more candidates than ``top``, or more than the vocabulary; an unembedding that is not
+            linear.
+    """
+    unembed = model.parts.unembed
+    if not isinstance(unembed, nn.Linear):
+        raise BadInput(
+            f"the unembedding is a {type(unembed).__name__}; candidates need an nn.Linear: leave them out"
+        )
+    if not top < count <= unembed.out_features:
+        raise BadInput(
+            f"candidates={count}: take more than the {top} top tokens that are kept, and at most the "
+            f"{unembed.out_features} of the vocabulary; some 32 serve"
+        )
+    return Candidates(unembed, count, top)
+
+
+@contextmanager
+def unembedding_by(found: Candidates | None) -> Generator[None]:
+    """Let a model unembed by candidates for a while; ``None`` leaves it as it is."""
+    if found is None:
+        yield
+        return
+    try:
+        found.unembed.forward = found.__call__
+        yield
+    finally:
+        found.unembed.__dict__.pop("forward", None)

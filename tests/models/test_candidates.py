@@ -1,0 +1,75 @@
+"""Candidates found in bfloat16 and rescored give the top of float32, and the unembedding comes back."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.models.candidates import Candidates, candidates, unembedding_by
+from assay.models.loading import wrap
+from families import FAMILIES
+
+ROWS, WIDTH, VOCABULARY = 300, 32, 640  # more rows than are rescored at once
+HALF = 2.0**-8  # relative error of bfloat16
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no bias", "bias"])
+def unembed(request: pytest.FixtureRequest) -> nn.Linear:
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=request.param)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in linear.parameters():
+        parameter.data.normal_(generator=generator)
+    return linear
+
+
+@pytest.fixture(scope="module")
+def states() -> Tensor:
+    return torch.randn(ROWS, 1, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("count", "top"), [(16, 5), (6, 5), (64, 1)])
+def test_the_top_is_that_of_float32(unembed: nn.Linear, states: Tensor, count: int, top: int) -> None:
+    with torch.no_grad():
+        exact, found = unembed(states), Candidates(unembed, count, top)(states)
+    expected, got = exact.topk(top, -1), found.topk(top, -1)
+    assert torch.equal(got.indices, expected.indices)
+    torch.testing.assert_close(got.values, expected.values, rtol=0, atol=1e-4)
+    # the rest is as good as bfloat16: the sum of products of inputs that are each rounded
+    bound = 3 * HALF * (states.abs() @ unembed.weight.abs().T + 1)
+    assert bool(((found - exact).abs() <= bound).all())
+
+
+def test_bfloat16_alone_would_not_do(unembed: nn.Linear, states: Tensor) -> None:
+    with torch.no_grad():
+        exact = unembed(states).topk(5, -1).indices
+        rough = nn.functional.linear(states.bfloat16(), unembed.weight.bfloat16()).topk(5, -1).indices
+    assert not torch.equal(exact, rough)
+
+
+def test_rows_whose_top_is_uncertain_are_unembedded_in_float32(states: Tensor) -> None:
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    linear.weight.data = 1 + 1e-5 * torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        exact, found = linear(states), Candidates(linear, 8, 2)(states)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)  # bfloat16 cannot tell any two tokens apart
+
+
+def test_the_unembedding_comes_back() -> None:
+    model = wrap(FAMILIES["gemma2"].build())
+    ids = torch.randint(3, 101, (1, 6), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        before = model.module(input_ids=ids).logits
+        with unembedding_by(candidates(model, 16, 3)):
+            within = model.module(input_ids=ids).logits
+        with pytest.raises(RuntimeError, match="on purpose"), unembedding_by(candidates(model, 16, 3)):
+            raise RuntimeError("on purpose")
+        after = model.module(input_ids=ids).logits
+    assert torch.equal(before, after)
+    assert not torch.equal(before, within)
+    assert torch.equal(before.topk(3).indices, within.topk(3).indices)  # soft caps come after, and keep order
+
+
+@pytest.mark.parametrize("count", [5, 102])
+def test_a_number_of_candidates_that_cannot_serve_is_refused(count: int) -> None:
+    with pytest.raises(BadInput, match=f"candidates={count}: take more than the 5 top tokens"):
+        candidates(wrap(FAMILIES["llama"].build()), count, 5)
