@@ -28,6 +28,44 @@ NEEDS: dict[Metric, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, eq=False)
+class Gauge:
+    """What is measured of logits at the last position.
+
+    Attributes:
+        metrics: which numbers.
+        answer: token id of the answer; -1 where no metric needs one.
+        foil: token id the logit difference is taken against; -1 where none needs one.
+        final: the clean run's log-probabilities, (vocabulary,).
+    """
+
+    metrics: tuple[Metric, ...]
+    answer: int
+    foil: int
+    final: Tensor
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Measure.
+
+        Args:
+            logits: (..., vocabulary).
+
+        Returns:
+            (..., metric): the answer's log-probability and probability, its logit minus the foil's, and
+            KL(clean || patched) in nats.
+        """
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        log_probabilities = logits.log_softmax(-1)
+        answer = log_probabilities[..., self.answer]
+        found = {
+            "log_probability": answer,
+            "probability": answer.exp(),
+            "logit_difference": logits[..., self.answer] - logits[..., self.foil],
+            "kl_from_clean": ((self.final - log_probabilities) * self.final.exp()).sum(-1).clamp_min(0),
+        }
+        return torch.stack([found[metric] for metric in self.metrics], -1)
+
+
+@dataclass(frozen=True, eq=False)
 class PairRuns:
     """The runs of one pair of prompts, one row each.
 
@@ -35,19 +73,13 @@ class PairRuns:
         clean: the run on the clean prompt.
         corrupted: the run on the corrupted prompt.
         direction: ``denoise`` patches clean values into the corrupted run, ``noise`` the other way round.
-        metrics: what is measured at the last position.
-        answer: token id of the answer; -1 where no metric needs one.
-        foil: token id the logit difference is taken against; -1 where none needs one.
-        final: the clean run's log-probabilities at the last position, (vocabulary,).
+        gauge: what is measured at the last position.
     """
 
     clean: Recording
     corrupted: Recording
     direction: Direction
-    metrics: tuple[Metric, ...]
-    answer: int
-    foil: int
-    final: Tensor
+    gauge: Gauge
 
     @property
     def base(self) -> Recording:
@@ -61,7 +93,7 @@ class PairRuns:
 
     def of_run(self, run: Recording) -> Tensor:
         """The metrics of a run itself, (metric,)."""
-        return self.measure(run.readout(run.resid[-1][:, -1])[None, :, None])[0, 0]
+        return self.gauge(run.readout(run.resid[-1][:, -1]))[0]
 
     def patched(
         self, source: Recording, places: Sequence[tuple[str, int | None]], position: int, max_rows: int | None
@@ -82,28 +114,7 @@ class PairRuns:
             value = source.sites[site][:, [position]]
             value = value if head is None else value[:, :, head]
             variants.append((SiteEdit(site, value, (position,), head),))
-        return partial_forward(self.base, variants, self.measure, max_rows=max_rows)[:, 0]
-
-    def measure(self, logits: Tensor) -> Tensor:
-        """The metrics of logits at the last position.
-
-        Args:
-            logits: (variant, row, 1, vocabulary).
-
-        Returns:
-            (variant, row, metric): the answer's log-probability and probability, its logit minus the foil's, and
-            KL(clean || patched) in nats.
-        """
-        logits = logits[:, :, 0].float()
-        log_probabilities = logits.log_softmax(-1)
-        answer = log_probabilities[..., self.answer]
-        found = {
-            "log_probability": answer,
-            "probability": answer.exp(),
-            "logit_difference": logits[..., self.answer] - logits[..., self.foil],
-            "kl_from_clean": ((self.final - log_probabilities) * self.final.exp()).sum(-1).clamp_min(0),
-        }
-        return torch.stack([found[metric] for metric in self.metrics], -1)
+        return partial_forward(self.base, variants, self.gauge, max_rows=max_rows)[:, 0, 0]
 
 
 def pair_runs(
@@ -134,7 +145,7 @@ def pair_runs(
     clean = record(model, torch.tensor([pair[0]]), sites=sites if denoise else ())
     corrupted = record(model, torch.tensor([pair[1]]), sites=() if denoise else sites)
     final = clean.readout(clean.resid[-1][:, -1])[0].float().log_softmax(-1)
-    return PairRuns(clean, corrupted, direction, metrics, answer, foil, final)
+    return PairRuns(clean, corrupted, direction, Gauge(metrics, answer, foil, final))
 
 
 def prompts_of(model: Model, given: Prompts) -> tuple[Tokens, ...]:
