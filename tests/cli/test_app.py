@@ -48,16 +48,16 @@ def test_answering_imports_no_torch(words: list[str]) -> None:
 def test_help_names_every_command(assay: Assay) -> None:
     outcome = assay("--help")
     assert outcome.code == 0
-    for name, summary in {**app.MEASURE, **app.INSPECT}.items():
+    for name, summary in {**app.MEASURE, **app.WEIGHTS, **app.INSPECT}.items():
         assert name in outcome.out
         assert summary.split()[0] in outcome.out
 
 
-@pytest.mark.parametrize("name", [*app.MEASURE, *app.INSPECT])
+@pytest.mark.parametrize("name", [*app.MEASURE, *app.WEIGHTS, *app.INSPECT])
 def test_every_command_explains_every_option(assay: Assay, name: str) -> None:
     outcome = assay(name, "--help")
     assert outcome.code == 0
-    assert {**app.MEASURE, **app.INSPECT}[name].split()[0] in outcome.out
+    assert {**app.MEASURE, **app.WEIGHTS, **app.INSPECT}[name].split()[0] in outcome.out
     options = [line for line in outcome.lines if line.startswith("│") and "--" in line[:30]]
     assert options
     assert [line for line in options if not re.search(r"--\S.*?\s{2,}[^\s│]", line)] == []

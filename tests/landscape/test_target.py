@@ -95,7 +95,7 @@ def broken() -> nn.Module:
         (module, squared_error, Endless(), None, "with a length"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.weigth": ANSWERS}, "parameters that can move: 0.bias"),
         (module, squared_error, (INPUTS, ANSWERS), {}, "names no parameter"),
-        (module, squared_error, (INPUTS, ANSWERS), "mlp.0", "needs a language model"),
+        (module, squared_error, (INPUTS, ANSWERS), "mlp.0", "is no parameter's name; the first are 0.weight"),
         (module, None, INPUTS, None, "no loss was given"),
         (module, "square_error", INPUTS, None, "ready-made are next_token"),
         (module, squared_error, "here.txt", None, "needs a language model"),

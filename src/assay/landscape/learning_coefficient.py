@@ -251,8 +251,8 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         burn_in: steps before them.
         batch_size: examples in a batch; all of the data when not given.
         chains_at_once: walk fewer chains together, to need less memory.
-        mask: parameter name -> bool tensor, true where it moves; parameters not named stay. For a loaded language
-            model also ``"head.3.5"`` or ``"mlp.3"``.
+        mask: parameter name -> bool tensor, true where it moves; parameters not named stay. Or words: ``"head.3.5"``
+            or ``"mlp.3"`` of a loaded language model, ``"layers.0.*"`` of any module.
         seed: of noise and batches.
         source: what run folders call the module; its class when not given.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).

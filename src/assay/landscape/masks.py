@@ -5,6 +5,7 @@ arXiv 2410.02984).
 """
 
 import re
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -78,19 +79,34 @@ def mlp_mask(model: Model, layer: int) -> Mask:
     return {names[part]: torch.ones_like(part, dtype=torch.bool) for part in block.mlp.parameters()}
 
 
-def named_mask(model: Model, component: str) -> Mask:
-    """Give the mask of a component by its name: ``head.3.5`` or ``mlp.3``.
+def named_mask(module: nn.Module | Model, words: str) -> Mask:
+    """Give the mask of a component or of parameters by name.
+
+    Args:
+        module: a network, or a model as `assay.load` gives it.
+        words: of a model ``head.3.5`` or ``mlp.3``; otherwise the name of a parameter, in which ``*`` and ``?``
+            stand for any letters and any letter.
 
     Raises:
-        BadInput: another word, or no such component.
+        BadInput: no such component, or no parameter of that name.
     """
-    match = re.fullmatch(r"head\.(\d+)\.(\d+)|mlp\.(\d+)", component)
-    if not match:
+    match = re.fullmatch(r"head\.(\d+)\.(\d+)|mlp\.(\d+)", words)
+    if match and isinstance(module, Model):
+        layer, head, mlp = match.groups()
+        return mlp_mask(module, int(mlp)) if mlp else head_mask(module, int(layer), int(head))
+    bare = module.module if isinstance(module, Model) else module
+    named = {
+        name: torch.ones_like(value, dtype=torch.bool)
+        for name, value in bare.named_parameters()
+        if fnmatchcase(name, words)
+    }
+    if not named:
+        some = ", ".join(name for name, _ in [*bare.named_parameters()][:8])
         raise BadInput(
-            f"mask={component!r}: expected head.LAYER.HEAD or mlp.LAYER, such as head.3.5 or mlp.3."
+            f"mask={words!r} is no parameter's name; the first are {some}. Of a model that `assay.load` gives it may "
+            "also be head.LAYER.HEAD or mlp.LAYER."
         )
-    layer, head, mlp = match.groups()
-    return mlp_mask(model, int(mlp)) if mlp else head_mask(model, int(layer), int(head))
+    return named
 
 
 def _layer(model: Model, layer: int) -> int:

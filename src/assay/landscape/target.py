@@ -160,8 +160,9 @@ def target(
         data: a tensor, a tuple of tensors of one length, a ``Dataset`` or a ``DataLoader`` (whose dataset is
             taken; batches are drawn anew). For a loaded language model also a file of text or of tokens
             (:func:`assay.landscape.tokens.token_rows`).
-        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. For a
-            loaded language model also ``"head.3.5"`` or ``"mlp.3"``.
+        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. Or the
+            words of :func:`assay.landscape.masks.named_mask`: ``"head.3.5"`` or ``"mlp.3"`` of a loaded language
+            model, ``"layers.0.*"`` of any module.
         source: what run folders call it; where the model was loaded from, or the module's class, when not given.
 
     Raises:
@@ -177,7 +178,7 @@ def target(
             f"no loss was given, and {source} is no loaded language model: pass one, such as squared_error."
         )
     if isinstance(mask, str):
-        mask = named_mask(_loaded(model, f"mask={mask!r}"), mask)
+        mask = named_mask(module, mask)
     if isinstance(data, str | Path):
         data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
     tensors = _tensors(data)
