@@ -9,6 +9,7 @@ import pytest
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.report import contents, write_report
+from assay.report.figure import Finding
 from assay.report.page import embedded_json
 from report import synthetic
 from report.results import SyntheticResult
@@ -58,6 +59,19 @@ def test_several_results_make_one_page_with_a_section_each(tmp_path: Path) -> No
     page = write_report(results, tmp_path / "r.html").read_text(encoding="utf-8")
     assert [len(section["figures"]) for section in payload(page)["sections"]] == [1, 1]
     assert "#result=1&amp;token=" in page
+
+
+def test_a_finding_marks_what_it_speaks_of_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("Everywhere."), Finding("A layer.", block=2), Finding("A cell.", position=1, block=0)]
+    monkeypatch.setattr("assay.report.charts.logit_lens.findings", lambda _: found)
+    page = write_report(SyntheticResult(synthetic.lens(), "logit_lens"), tmp_path / "r.html").read_text(
+        "utf-8"
+    )
+    assert "<li>Everywhere.</li>" in page
+    assert '<a href="#layer=2">A layer.</a>' in page
+    assert '<a href="#token=1&amp;layer=0">A cell.</a>' in page
 
 
 def test_a_measurement_without_a_chart_still_has_its_checks_and_manifest(tmp_path: Path) -> None:

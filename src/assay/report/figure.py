@@ -47,13 +47,19 @@ class Finding:
 
     Attributes:
         text: one sentence with its figures.
-        position: token to mark.
-        block: layer to mark, as the block after which it lies; ``None`` marks the token alone.
+        position: token to mark; ``None`` for no token.
+        block: layer to mark, as the block after which it lies; ``None`` for no layer.
     """
 
     text: str
-    position: int
+    position: int | None = None
     block: int | None = None
+
+    @property
+    def address(self) -> str:
+        """The fields of the page's address that mark the cell; empty where there is none to mark."""
+        fields = {"token": self.position, "layer": self.block}
+        return "&".join(f"{name}={value}" for name, value in fields.items() if value is not None)
 
 
 @dataclass(frozen=True)

@@ -191,4 +191,4 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
         text += f" [{row['effect_low']:.3g}, {row['effect_high']:.3g}]"
     if "random_effect" in own:
         text += f"; a random direction of the same size, by {row['random_effect']:+.3g}"
-    return [Finding(f"{text}.", position=0, block=int(row["layer"]))]
+    return [Finding(f"{text}.", block=int(row["layer"]))]

@@ -157,7 +157,6 @@ def _largest(dataset: xr.Dataset, kind: str) -> Finding:
         f"{title[:1].upper()}{title[1:]}: the largest average effect, "
         f"{_interval(cell, 'average_indirect_effect')}, is at the {_ROLES[str(cell['role'].values)]} after block "
         f"{int(cell['layer'])}, over {int(cell['n_facts'])} facts.",
-        position=0,
         block=int(cell["layer"]),
     )
 

@@ -150,4 +150,4 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
         f"Of the {dataset.attrs['target']} of {float(dataset['target']):.3g}, {row['component']} writes the most: "
         f"{row['attribution']:+.3g}{spread}; cutting its direct path really takes {row['direct_effect']:+.3g}."
     )
-    return [Finding(text, position=0, block=int(row["layer"]))]
+    return [Finding(text, block=int(row["layer"]))]
