@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.direct_logit_attribution import direct_logit_attribution
+    from assay.activations.layer_surgery import layer_surgery
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
     from assay.activations.patching import patch
@@ -41,6 +42,7 @@ __all__ = [
     "direct_logit_attribution",
     "intervene",
     "known",
+    "layer_surgery",
     "learning_coefficient",
     "load",
     "logit_lens",
@@ -63,6 +65,7 @@ _HOMES = {
     "causal_trace": "assay.activations.causal_trace",
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",
     "intervene": "assay.models.intervention",
+    "layer_surgery": "assay.activations.layer_surgery",
     "learning_coefficient": "assay.landscape.learning_coefficient",
     "load": "assay.models.loading",
     "logit_lens": "assay.activations.logit_lens",

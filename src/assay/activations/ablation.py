@@ -32,11 +32,10 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 import torch
 import xarray as xr
-from scipy import stats
 from torch import Tensor
 
 from assay.activations.ablation_checks import ablation_checks
-from assay.activations.clean_run import METRICS, TESTED, CleanRun
+from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.components import (
     Component,
     Replacements,
@@ -45,12 +44,12 @@ from assay.activations.components import (
     find_components,
     statistics,
 )
-from assay.activations.prompt_pairs import Prompts, prompts_of
+from assay.activations.data_set import check_inputs, check_scan, inputs_of
+from assay.activations.effects import PARTS, effect_variables, mean_variables
+from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
-from assay.estimates.bootstrap import bootstrap
 from assay.estimates.checks import Check
-from assay.estimates.estimate import Floats, mean_interval
-from assay.estimates.multiplicity import benjamini_hochberg
+from assay.estimates.estimate import mean_interval
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
 from assay.models.partial import Variant, partial_forward, record
@@ -60,7 +59,6 @@ from assay.runs.result import Result
 
 INPUTS_A_UNIT = 4
 VARIANTS_AT_ONCE = 256
-PARTS = ("", "_stderr", "_low", "_high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,24 +139,17 @@ class Ablation(Measurement):
         """Take means over inputs, their intervals, and p-values over the scan."""
         components, units = find_components(model, self.components), list(pieces.values())
         effect = torch.cat([piece["effect"] for piece in units]).double().numpy()  # input, metric, component
-        dims, few = ("metric", "component"), {"allow_nan": True} if len(effect) == 1 else {}
-        p_value, q_value = self._tested(effect)
-        loss = mean_interval(torch.cat([piece["clean_loss"] for piece in units]).double().numpy())
+        loss = torch.cat([piece["clean_loss"] for piece in units]).double().numpy()
         variables: dict[str, Any] = {
-            "p_value": (dims, p_value, {"allow_nan": True}),
-            "q_value": (dims, q_value, {"allow_nan": True}),
-            "effect_by_input": (("input", *dims), effect),
+            **effect_variables(effect, "component", resamples=self.resamples, seed=self.seed),
+            **mean_variables("clean_loss", loss),
             "own_value_effect": ((), max(float(piece["own"][:, 0].abs().max()) for piece in units)),
         }
-        for part, values, level in zip(PARTS, self._intervals(effect), loss, strict=True):
-            variables[f"effect{part}"] = (dims, values, few if part else {})
-            if not (part and few):  # a single number without an interval says so by having none
-                variables[f"clean_loss{part}"] = ((), float(level))
         if self.baseline_inputs:
             random = torch.cat([piece["random"] for piece in units if "random" in piece])
             for part, values in zip(PARTS[:2], mean_interval(random.double().numpy()), strict=False):
                 unknown = {"allow_nan": True} if part and len(random) == 1 else {}
-                variables[f"baseline_effect{part}"] = (dims, values, unknown)
+                variables[f"baseline_effect{part}"] = (("metric", "component"), values, unknown)
         coordinates = {
             "metric": list(METRICS),
             "component": [component.name for component in components],
@@ -212,19 +203,6 @@ class Ablation(Measurement):
         partner = dict(zip(order, [*order[1:], order[0]], strict=True))
         return [partner[index] for index in range(len(order))]
 
-    def _intervals(self, effect: Floats) -> tuple[Floats, ...]:
-        if len(effect) == 1:
-            return mean_interval(effect)
-        return bootstrap(effect, np.random.default_rng(self.seed), resamples=self.resamples)
-
-    def _tested(self, effect: Floats) -> tuple[Floats, Floats]:
-        """p-values (metric, component) for a mean of zero, and adjusted over the components of a metric."""
-        mean, stderr, _, _ = mean_interval(effect)
-        score = np.divide(np.abs(mean), stderr, out=np.where(mean == 0, 0.0, np.inf), where=stderr > 0)
-        p_value = np.where(np.isnan(stderr), np.nan, 2 * stats.t.sf(score, max(len(effect) - 1, 1)))
-        p_value[[metric not in TESTED for metric in METRICS]] = np.nan
-        return p_value, np.stack([benjamini_hochberg(row) for row in p_value])
-
     def _attributes(self, model: Model, units: Sequence[Pieces]) -> dict[str, Any]:
         return {
             "model": model.source,
@@ -238,25 +216,19 @@ class Ablation(Measurement):
         return sorted({site for component in components for site in component.sites})
 
     def _validate(self) -> None:
-        lengths = sorted({len(row) for row in self.inputs})
-        if not lengths:
-            raise BadInput("the data set is empty: pass texts, or token ids")
-        if len(lengths) > 1:
-            raise BadInput(f"the inputs have {lengths} tokens; make them equal, or pass length= to cut them")
-        if lengths[0] < 2:  # noqa: PLR2004 (a loss needs a next token)
-            raise BadInput("the inputs have one token; a loss needs a next token")
+        check_inputs(self.inputs)
+        check_scan(
+            seed=self.seed,
+            resamples=self.resamples,
+            baseline_inputs=self.baseline_inputs,
+            max_rows=self.max_rows,
+        )
         if len(self.inputs) < 2 and self.value in ("resample", "position_mean"):  # noqa: PLR2004
             raise BadInput(
                 f"value={self.value!r} takes values from other inputs, and there is one input only"
             )
-        if self.seed < 0:
-            raise BadInput(f"seed={self.seed}: give 0 or more")
         if not self.noise > 0:
             raise BadInput(f"noise={self.noise}: give a positive number of standard deviations")
-        if self.baseline_inputs < 0 or self.resamples < 2:  # noqa: PLR2004
-            raise BadInput("baseline_inputs must be at least 0, resamples at least 2")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise BadInput(f"max_rows={self.max_rows}: a pass needs a row")
 
 
 def ablate(  # noqa: PLR0913 (settings of a verb)
@@ -300,7 +272,7 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
         BadInput: an empty data set, inputs of different lengths, a component out of range, or a setting out of range.
     """
     measurement = Ablation(
-        inputs=_cut(prompts_of(model, texts), length)[:max_inputs],
+        inputs=inputs_of(model, texts, length, max_inputs),
         components=tuple(components),
         value=value,
         noise=noise,
@@ -310,19 +282,3 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
         max_rows=max_rows,
     )
     return perform(measurement, model, **run)
-
-
-def _cut(prompts: Sequence[Tokens], length: int | None) -> tuple[Tokens, ...]:
-    """Inputs of one length, from prompts of any."""
-    if length is None:
-        return tuple(prompts)
-    if length < 2:  # noqa: PLR2004 (a loss needs a next token)
-        raise BadInput(f"length={length}: an input needs two tokens or more")
-    inputs = tuple(
-        prompt[start : start + length]
-        for prompt in prompts
-        for start in range(0, len(prompt) - length + 1, length)
-    )
-    if not inputs:
-        raise BadInput(f"length={length}: the longest text has {max(map(len, prompts))} tokens")
-    return inputs

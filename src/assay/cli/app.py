@@ -26,6 +26,7 @@ MEASURE = {
     "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "dla": "Direct logit attribution: what each component writes straight into a logit.",
+    "surgery": "Layer surgery: what is lost when layers are left out, exchanged, shuffled or run side by side.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }
 WEIGHTS = {

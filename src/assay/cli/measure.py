@@ -51,6 +51,7 @@ VERBS = {
     "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
     "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
+    "surgery": Verb("assay.activations.layer_surgery", "layer_surgery"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
 MODEL_HELP = "What to measure."

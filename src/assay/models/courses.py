@@ -51,6 +51,7 @@ def run_courses(
     positions: Sequence[int] = (-1,),
     average: bool = False,
     max_rows: int | None = None,
+    afresh: bool = False,
 ) -> Tensor:
     """Take a recorded run's inputs through other courses, and measure each.
 
@@ -61,6 +62,7 @@ def run_courses(
         positions: the positions whose logits the metric reads.
         average: layers of a step are averaged, not added.
         max_rows: most rows (courses x recorded rows) in one pass; from free memory by default.
+        afresh: take nothing but the embedding from the recorded run, to test what is otherwise taken.
 
     Returns:
         The metric, (course, row, ...).
@@ -71,7 +73,7 @@ def run_courses(
     found: list[Tensor] = []
     read = list(positions)
     with torch.no_grad():
-        for streams in _passes(recording, courses, average=average, max_rows=max_rows):
+        for streams in _passes(recording, courses, average=average, max_rows=max_rows, afresh=afresh):
             ends = torch.cat([stream[:, read] for stream in streams])
             found.append(measured(recording, ends, len(streams), metric))
     return torch.cat(found)
@@ -90,7 +92,12 @@ def course_streams(
 
 
 def _passes(
-    recording: Recording, courses: Sequence[Course], *, average: bool, max_rows: int | None
+    recording: Recording,
+    courses: Sequence[Course],
+    *,
+    average: bool,
+    max_rows: int | None,
+    afresh: bool = False,
 ) -> Generator[list[Tensor]]:
     """As many courses at a time as a pass has room for."""
     require_blocks(recording)
@@ -101,7 +108,7 @@ def _passes(
     size = max(1, (max_rows if max_rows is not None else default_rows(recording)) // rows)
     calls = recording.blocks.calls(recording.ids[0], 0)
     for start in range(0, len(courses), size):
-        yield _run(recording, courses[start : start + size], calls, average=average)
+        yield _run(recording, courses[start : start + size], calls, average=average, afresh=afresh)
 
 
 def require_blocks(recording: Recording) -> None:
@@ -123,10 +130,15 @@ def no_prefix(recording: Recording) -> PrefixCache:
 
 
 def _run(
-    recording: Recording, courses: Sequence[Course], calls: Sequence[BlockCall], *, average: bool
+    recording: Recording,
+    courses: Sequence[Course],
+    calls: Sequence[BlockCall],
+    *,
+    average: bool,
+    afresh: bool,
 ) -> list[Tensor]:
     """The streams at the ends of some courses, the lowest step that is waited for always next."""
-    done = [shared_start(course, len(calls)) for course in courses]
+    done = [0 if afresh else shared_start(course, len(calls)) for course in courses]
     streams = [recording.resid[start] for start in done]
     while waiting := [i for i, course in enumerate(courses) if done[i] < len(course)]:
         step = min(courses[i][done[i]] for i in waiting)

@@ -1,0 +1,101 @@
+"""A data set of a measurement: inputs of one length, cut from texts, and the positions that are read in them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from assay.activations.prompt_pairs import Prompts, prompts_of
+from assay.errors import BadInput
+from assay.models.model import Model, Tokens
+
+
+def inputs_of(
+    model: Model, texts: Prompts, length: int | None, max_inputs: int | None = None
+) -> tuple[Tokens, ...]:
+    """Inputs of one length, from texts of any.
+
+    Args:
+        model: gives the tokenizer.
+        texts: texts or token ids.
+        length: cut the texts into inputs of this many tokens, what is left over unused; ``None`` to leave them whole.
+        max_inputs: the first so many; ``None`` for all.
+
+    Returns:
+        Token ids of each input.
+
+    Raises:
+        BadInput: no text, or none that is long enough.
+    """
+    prompts = prompts_of(model, texts)
+    if length is None:
+        return prompts[:max_inputs]
+    if length < 2:  # noqa: PLR2004 (a loss needs a next token)
+        raise BadInput(f"length={length}: an input needs two tokens or more")
+    inputs = tuple(
+        prompt[start : start + length]
+        for prompt in prompts
+        for start in range(0, len(prompt) - length + 1, length)
+    )
+    if not inputs:
+        raise BadInput(f"length={length}: the longest text has {max(map(len, prompts))} tokens")
+    return inputs[:max_inputs]
+
+
+def check_inputs(inputs: Sequence[Tokens]) -> None:
+    """Refuse inputs that cannot be paired or have no loss.
+
+    Args:
+        inputs: token ids of each input.
+
+    Raises:
+        BadInput: no input, different lengths, or a single token.
+    """
+    lengths = sorted({len(row) for row in inputs})
+    if not lengths:
+        raise BadInput("the data set is empty: pass texts, or token ids")
+    if len(lengths) > 1:
+        raise BadInput(f"the inputs have {lengths} tokens; make them equal, or pass length= to cut them")
+    if lengths[0] < 2:  # noqa: PLR2004 (a loss needs a next token)
+        raise BadInput("the inputs have one token; a loss needs a next token")
+
+
+def check_scan(*, seed: int, resamples: int, baseline_inputs: int, max_rows: int | None) -> None:
+    """Refuse settings out of range that every scan of a data set has.
+
+    Args:
+        seed: 0 or more.
+        resamples: of the bootstrap, 2 or more.
+        baseline_inputs: 0 or more.
+        max_rows: 1 or more, or ``None``.
+
+    Raises:
+        BadInput: one is out of range.
+    """
+    if seed < 0:
+        raise BadInput(f"seed={seed}: give 0 or more")
+    if baseline_inputs < 0 or resamples < 2:  # noqa: PLR2004
+        raise BadInput("baseline_inputs must be at least 0, resamples at least 2")
+    if max_rows is not None and max_rows < 1:
+        raise BadInput(f"max_rows={max_rows}: a pass needs a row")
+
+
+def positions_read(length: int, count: int | None) -> tuple[int, ...]:
+    """Positions evenly spread over an input, the last with a next token among them.
+
+    Args:
+        length: of the input, in tokens.
+        count: how many; ``None`` for all.
+
+    Returns:
+        The positions, ascending.
+
+    Raises:
+        BadInput: a count that is not from 1 to the number of positions with a next token.
+    """
+    if count is None:
+        return tuple(range(length))
+    if not 1 <= count < length:
+        raise BadInput(
+            f"read={count}: an input of {length} tokens has {length - 1} positions with a next token"
+        )
+    return tuple(int(p) for p in np.linspace(length - 2, 0, count).round().astype(int)[::-1])
