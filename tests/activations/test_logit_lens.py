@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 
 import assay
-from assay.activations.logit_lens import LogitLens, read_rows
+from assay.activations.logit_lens import LogitLens, rotate
+from assay.activations.logit_rows import read_rows
 from assay.errors import BadInput
 from assay.models.intervention import capture
 from assay.models.model import Model, wrap
@@ -87,14 +88,14 @@ def test_the_baseline_reads_the_same_rows_through_a_rotation_of_the_seed(model: 
     dataset = assay.logit_lens(model, TOKENS, baseline_rows=9, seed=3).dataset
     assert dataset.sizes["baseline_row"] == 9
     runs = LogitLens(tokens=tuple(TOKENS), baseline_rows=9, seed=3).prepare(model)
-    turned = runs.rotation.double()
-    torch.testing.assert_close(turned @ turned.T, torch.eye(model.d_model).double(), rtol=0, atol=1e-5)
+    turned = {
+        tuple(place): state.double() for place, state in zip(runs.rotated.tolist(), runs.turned, strict=True)
+    }
     lens = SlowLens("llama" if "Llama" in model.source else "gpt2", model.module, TOKENS)
-    states = lens.states("resid")
     for row in range(9):
         one = dataset.isel(baseline_row=row)
         layer, position = int(one["baseline_layer"]), int(one["baseline_position"])
-        expected = lens.cell(states[layer][position].double() @ turned, position)
+        expected = lens.cell(turned[layer, position], position)
         for name in ("entropy", "kl_to_final", "target_rank", "target_log_probability"):
             assert float(one[f"baseline_{name}"]) == pytest.approx(expected[name], abs=5 * NATS), name
         agrees = expected["top_token"][0] == int(lens.final(position).argmax())
@@ -102,6 +103,19 @@ def test_the_baseline_reads_the_same_rows_through_a_rotation_of_the_seed(model: 
     other = assay.logit_lens(model, TOKENS, baseline_rows=9, seed=4).dataset
     assert not other["baseline_entropy"].equals(dataset["baseline_entropy"])
     assert other["entropy"].equals(dataset["entropy"])
+
+
+@pytest.mark.parametrize("rows", [3, 40])  # fewer and more than there are dimensions
+def test_a_rotation_keeps_inner_products_and_nothing_else(rows: int) -> None:
+    states = torch.randn(rows, 16, generator=torch.Generator().manual_seed(5))
+    turned = rotate(states, torch.Generator().manual_seed(6))
+    torch.testing.assert_close(turned @ turned.T, states @ states.T, rtol=0, atol=1e-4)
+    cosine = torch.cosine_similarity(turned, states)
+    assert float(cosine.abs().max()) < 0.9
+    # the mean over rotations is zero: no direction is preferred
+    many = torch.stack([rotate(states, torch.Generator().manual_seed(seed)) for seed in range(400)])
+    spread = states.norm(dim=1, keepdim=True) / 16**0.5  # of an entry of a vector turned at random
+    assert bool((many.mean(0).abs() < 5 * spread / 400**0.5).all())
 
 
 def test_more_baseline_rows_than_there_are_gives_all(model: Model) -> None:

@@ -15,7 +15,7 @@ what the model uses. The baseline reads the same states through a random rotatio
 destroys what they say.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
@@ -24,6 +24,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.logit_rows import read_rows
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.models.blocks import Blocks
@@ -37,11 +38,6 @@ from assay.runs.result import Result
 POSITIONS_A_UNIT = 20
 LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**28}
 """Bytes of the logits held at once: enough rows for a fast matrix product, a fraction of the weights."""
-GROUP = 16
-"""Rows whose statistics are taken at once, so that on a processor a row stays in the cache from pass to pass."""
-BLOCK = 64
-"""Entries of the vocabulary whose maximum is taken first, when looking for the top ones."""
-
 LENS = ("top_token", "top_probability", "entropy", "kl_to_final", "target_rank", "target_log_probability")
 
 Stream = Literal["resid", "attn_out", "mlp_out"]
@@ -55,8 +51,8 @@ class Shared(NamedTuple):
         states: the vectors the lens reads, (layer, position, d_model).
         final: the residual stream after the last block, (position, d_model).
         model_log_probability: the model's own log-probability of each next token, (position - 1,).
-        rotation: a random rotation, (d_model, d_model).
-        rotated: layer and position of the states that are also read through it, (row, 2).
+        rotated: layer and position of the states that are also read through a random rotation, (row, 2).
+        turned: these states rotated, (row, d_model).
         candidates: the unembedding to read through; ``None`` for the model's own.
     """
 
@@ -64,8 +60,8 @@ class Shared(NamedTuple):
     states: Tensor
     final: Tensor
     model_log_probability: Tensor
-    rotation: Tensor
     rotated: Tensor
+    turned: Tensor
     candidates: Candidates | None
 
 
@@ -111,12 +107,12 @@ class LogitLens(Measurement):
         own = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
         states = torch.stack([got[site][0] for site in sites])
         generator = torch.Generator().manual_seed(self.seed)
-        rotation, _ = torch.linalg.qr(torch.randn(model.d_model, model.d_model, generator=generator))
         positions = max(len(self.tokens) - 1, 1)  # the last one has no next token to find
         chosen = torch.randperm(len(sites) * positions, generator=generator)[: self.baseline_rows]
         rotated = torch.stack([chosen // positions, chosen % positions], -1)
         through = candidates(model, self.candidates, self.top_k) if self.candidates else None
-        return Shared(Blocks(model), states, got[last][0], own, rotation.to(states), rotated, through)
+        turned = rotate(states[rotated[:, 0], rotated[:, 1]], generator)
+        return Shared(Blocks(model), states, got[last][0], own, rotated, turned, through)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """Blocks of positions.
@@ -161,11 +157,9 @@ class LogitLens(Measurement):
         # by position, then by layer: a position's layers are held against one distribution
         states = shared.states[:, start:stop].transpose(0, 1)
         positions, layers, width = states.shape
-        layer, place = shared.rotated[(shared.rotated[:, 1] >= start) & (shared.rotated[:, 1] < stop)].unbind(
-            -1
-        )
+        inside = (shared.rotated[:, 1] >= start) & (shared.rotated[:, 1] < stop)
+        (layer, place), turned = shared.rotated[inside].unbind(-1), shared.turned[inside]
         last = shared.final[start:stop]
-        turned = shared.states[layer, place] @ shared.rotation
         if self.stream == "resid":
             last = last[:0]  # what the lens reads last is the model's end already
         with unembedding_by(shared.candidates):
@@ -302,74 +296,24 @@ def logit_lens(
     return perform(measurement, model, **run)
 
 
-def read_rows(logits: Tensor, final: Tensor, place: Tensor, targets: Tensor, top_k: int) -> Pieces:
-    r"""Statistics of rows of logits, in few passes over memory, a group of rows that fits the cache at a time.
+def rotate(states: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn vectors by one random rotation.
 
-    With :math:`p` the softmax of a row :math:`z`, :math:`Z` its normaliser, and :math:`q` the final layer's
-    distribution at its position: entropy :math:`\log Z - \sum p z`, and KL(final || layer)
-    :math:`= \sum q \log q - \sum q z + \log Z`.
+    Only the subspace they span has to be turned, so no (d_model, d_model) matrix is made: with the thin QR
+    decomposition X^T = Q R, the rotated vectors are Z R, where Z is a random orthonormal basis of as many vectors.
 
     Args:
-        logits: (row, vocabulary).
-        final: the final layer's log-probabilities, (position, vocabulary).
-        place: the row of ``final`` that belongs to each row, (row,).
-        targets: each row's true next token, (row,).
-        top_k: how many top tokens to keep.
+        states: X, (row, d_model).
+        generator: on the processor.
 
     Returns:
-        ``top_token`` and ``top_probability`` (row, rank), ``entropy``, ``kl_to_final``, ``target_rank``,
-        ``target_log_probability`` (row,).
+        The rotated vectors, (row, d_model), with all inner products kept.
     """
-    top, token = _top(logits, top_k)
-    target = logits.gather(1, targets[:, None])
-    probability = final.exp()
-    scratch = logits.new_empty(min(GROUP, len(logits)), logits.shape[1])
-    inner, cross, rank, largest = (logits.new_empty(len(logits)) for _ in range(4))
-    for position, of in _runs(place):
-        rows = logits[of]
-        softmax = torch.softmax(rows, -1, out=scratch[: len(rows)])
-        largest[of] = softmax.gather(1, token[of, :1])[:, 0]
-        cross[of] = torch.mv(rows, probability[position])
-        # entry by entry in place, then the sum: both run in parallel, which a row's inner product does not
-        inner[of] = softmax.mul_(rows).sum(-1)
-        rank[of] = torch.gt(rows, target[of], out=softmax).sum(-1)  # counted in float32, exact below 2**24
-    negative_entropy = probability.mul_(final).sum(-1)[place]
-    lowest = torch.finfo(logits.dtype).min
-    if bool((inner + negative_entropy).isnan().any()) and bool((logits < lowest).any()):
-        # entries that the model masks with minus infinity have no probability, and add nothing
-        return read_rows(logits.clamp(min=lowest), final.clamp(min=lowest), place, targets, top_k)
-    normaliser = top[:, 0] - largest.log()
-    return {
-        "top_token": token,
-        "top_probability": (top - normaliser[:, None]).exp(),
-        "entropy": (normaliser - inner).clamp_min(0),
-        "kl_to_final": (negative_entropy - cross + normaliser).clamp_min(0),
-        "target_rank": rank.long(),
-        "target_log_probability": target[:, 0] - normaliser,
-    }
-
-
-def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row: they lie in the k blocks of largest maximum, so only those are sorted."""
-    rows, vocabulary = logits.shape
-    if vocabulary % BLOCK or k * BLOCK > vocabulary:
-        values, places = logits.topk(k, -1)
-        return values, places
-    blocks = logits.view(rows, vocabulary // BLOCK, BLOCK)
-    chosen = blocks.amax(-1).topk(k, -1).indices
-    candidates = blocks.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1)
-    values, places = candidates.topk(k, -1)
-    return values, chosen.gather(1, places // BLOCK) * BLOCK + places % BLOCK
-
-
-def _runs(place: Tensor) -> Iterator[tuple[int, slice]]:
-    """Consecutive rows of one position, at most ``GROUP`` at a time: the position, and which rows."""
-    positions, counts = torch.unique_consecutive(place, return_counts=True)
-    start = 0
-    for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
-        for begin in range(0, count, GROUP):
-            yield position, slice(start + begin, start + min(begin + GROUP, count))
-        start += count
+    _, coordinates = torch.linalg.qr(states.float().mT)
+    directions = torch.randn(states.shape[1], len(coordinates), generator=generator)
+    basis, triangle = torch.linalg.qr(directions.to(coordinates))
+    basis = basis * triangle.diagonal().sign()  # else the decomposition prefers some rotations
+    return (basis @ coordinates).mT.to(states)
 
 
 def _last_layer(dataset: xr.Dataset) -> Check:

@@ -42,20 +42,21 @@ class Candidates:
     def __post_init__(self) -> None:
         """Keep the weights in bfloat16."""
         self._weight = self.unembed.weight.detach().bfloat16()
+        self._bias: Tensor | None = self.unembed.bias
 
-    def __call__(self, states: Tensor) -> Tensor:
+    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
         """Unembed.
 
         Args:
-            states: what the unembedding reads, (..., d_model).
+            input: what the unembedding reads, (..., d_model).
 
         Returns:
             Logits, (..., vocabulary).
         """
-        logits = functional.linear(states.bfloat16(), self._weight).to(states.dtype)
-        if self.unembed.bias is not None:
-            logits += self.unembed.bias
-        rows = zip(states.flatten(0, -2).split(ROWS), logits.flatten(0, -2).split(ROWS), strict=True)
+        logits = functional.linear(input.bfloat16(), self._weight).to(input.dtype)
+        if self._bias is not None:
+            logits += self._bias
+        rows = zip(input.flatten(0, -2).split(ROWS), logits.flatten(0, -2).split(ROWS), strict=True)
         for entering, rough in rows:
             self._rescore(entering, rough)
         return logits
@@ -64,13 +65,13 @@ class Candidates:
         """Give the candidates of some rows, and whole rows that are uncertain, their exact logits in place."""
         rough, chosen = logits.topk(self.count, -1)
         exact = torch.einsum("rd,rnd->rn", states, self.unembed.weight[chosen])
-        if self.unembed.bias is not None:
-            exact += self.unembed.bias[chosen]
+        if self._bias is not None:
+            exact += self._bias[chosen]
         logits.scatter_(-1, chosen, exact)
         allowance = SAFE * (exact - rough).abs().amax(-1)
         uncertain = exact.topk(self.top, -1).values[:, -1] <= rough[:, -1] + allowance
         if bool(uncertain.any()):
-            logits[uncertain] = functional.linear(states[uncertain], self.unembed.weight, self.unembed.bias)
+            logits[uncertain] = functional.linear(states[uncertain], self.unembed.weight, self._bias)
 
 
 def candidates(model: Model, count: int, top: int) -> Candidates:
