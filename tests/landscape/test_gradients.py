@@ -3,9 +3,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from assay.landscape.gradients import Functional, Stack, gradient_of, is_stack
-from assay.landscape.losses import cross_entropy, squared_error
+from assay.landscape import gradients as gradients_module
+from assay.landscape import target as target_module
+from assay.landscape.gradients import Functional, Sequential, Stack, gradient_of, is_stack
+from assay.landscape.losses import cross_entropy, next_token, squared_error
 from assay.landscape.target import target
+from assay.models.model import Model
 
 
 def seeded(*layers: nn.Module) -> nn.Sequential:
@@ -27,7 +30,7 @@ STACKS = {
 
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("loss", [squared_error, cross_entropy], ids=["squared", "cross"])
-def test_both_ways_give_what_autograd_gives_for_each_chain(name: str, loss) -> None:
+def test_all_ways_give_what_autograd_gives_for_each_chain(name: str, loss) -> None:
     generator = torch.Generator().manual_seed(1)
     module = STACKS[name]()
     inputs = torch.randn(4, 6, 3, generator=generator)  # (chain, example, input)
@@ -37,7 +40,7 @@ def test_both_ways_give_what_autograd_gives_for_each_chain(name: str, loss) -> N
     made = target(module, loss, (inputs[0], answers[0]))
     rows = made.anchor() + 0.3 * torch.randn(4, len(made.anchor()), generator=generator)
     assert is_stack(made)
-    for way in (Stack(made), Functional(made)):
+    for way in (Stack(made), Functional(made), Sequential(made)):
         losses, gradients = way(rows, (inputs, answers))
         for chain in range(4):
             torch.nn.utils.vector_to_parameters(rows[chain], module.parameters())
@@ -68,3 +71,64 @@ def test_tokens_are_averaged_like_examples() -> None:
     made = target(STACKS["linear"](), lambda module, batch: module(batch[0]).square(), inputs)
     losses, _ = gradient_of(made)(made.anchor()[None], (inputs[None],))
     assert_close(losses[0], made.module(inputs).square().mean().detach())
+
+
+class Deciding(nn.Module):
+    """Takes one way or another by a value, which a batched call cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -0.2, 0.1]))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs @ self.weight if float(self.weight.detach()[0]) > 0 else inputs.sum(1)
+
+
+def test_what_cannot_be_batched_or_is_large_goes_one_chain_after_the_other(
+    monkeypatch, make_tiny_llama
+) -> None:
+    data, ids = torch.randn(6, 3), torch.randint(0, 99, (5, 7))
+
+    def total(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return module(batch[0]).square()
+
+    assert isinstance(gradient_of(target(Deciding(), total, data)), Sequential)
+    assert isinstance(gradient_of(target(make_tiny_llama(), None, ids)), Sequential)
+    with_norm = target(
+        nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), squared_error, (data, torch.randn(6, 4))
+    )
+    assert isinstance(gradient_of(with_norm), Functional)
+    monkeypatch.setattr(gradients_module, "LARGE", 10)
+    assert isinstance(gradient_of(with_norm), Sequential)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tokens", [1024, 14], ids=["at once", "in blocks"])
+@pytest.mark.parametrize("mask", [None, "mlp.1", "model.embed*"])
+def test_a_language_model_is_differentiated_as_by_itself(
+    monkeypatch, make_tiny_llama, tied: bool, tokens: int, mask: str | None
+) -> None:
+    monkeypatch.setattr(target_module, "TOKENS", tokens)
+    model: Model = make_tiny_llama(tie_word_embeddings=tied)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 99, (5, 7), generator=generator)
+    made = target(model, None, ids, mask=mask)
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    assert ("lm_head.weight" in made.parameters) == (not tied and mask is None)
+    rows = made.anchor() + 0.05 * torch.randn(2, made.d, generator=generator)
+    batch = ids[torch.tensor([[0, 1, 2], [4, 4, 3]])]
+    losses, slopes = gradient_of(made)(rows, (batch,))
+    assert all(value.grad is None for value in model.module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+    # once for both chains: a batch whose leading axis is 1
+    shared, _ = gradient_of(made)(rows, (batch[:1],))
+    assert_close(shared[0], losses[0])
+    for chain in range(2):
+        moved = make_tiny_llama(tie_word_embeddings=tied).module
+        parameters = dict(moved.named_parameters())
+        for name, value in made.named(rows[chain]).items():
+            parameters[name].data = value
+        value = next_token(moved, (batch[chain],)).mean()
+        expected = torch.autograd.grad(value, [parameters[name] for name in made.parameters])
+        assert_close(losses[chain], value.detach(), rtol=1e-5, atol=1e-6)
+        assert_close(slopes[chain], torch.cat([slope.flatten() for slope in expected]), rtol=1e-3, atol=1e-5)

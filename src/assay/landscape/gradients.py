@@ -1,11 +1,13 @@
 """Losses and gradients of many chains at once, each at its own weights and on its own batch.
 
 A chain is a row of one flat buffer (chain, d). Plain stacks of linear layers are differentiated by hand with
-batched matrix products; every other module goes through ``torch.func``. Both give the same numbers up to rounding.
+batched matrix products; other modules go through ``torch.func``, and large ones and those it does not serve one chain
+after the other. All give the same numbers up to rounding.
 A batch whose leading axis is 1 is shared by all chains: it is multiplied with the weights of all of them in one
 matrix product, and never copied.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from assay.landscape.losses import OutputLoss, squared_error
-from assay.landscape.target import Target
+from assay.landscape.losses import Batch, OutputLoss, squared_error
+from assay.landscape.target import Target, rows_at_once
 
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
-Batch = tuple[Tensor, ...]
+LARGE = 1_000_000
+"""Sampled parameters from which chains go one after the other: batching gains nothing, and would need memory."""
 
 
 class Gradient(Protocol):
@@ -30,7 +33,25 @@ class Gradient(Protocol):
 
 def gradient_of(target: Target) -> Gradient:
     """Choose the fastest way that serves this module and loss."""
-    return Stack(target) if is_stack(target) else Functional(target)
+    if is_stack(target):
+        return Stack(target)
+    return Functional(target) if target.d < LARGE and is_mapped(target) else Sequential(target)
+
+
+def is_mapped(target: Target) -> bool:
+    """Tell whether ``torch.func`` serves a module and its loss, by trying it with two chains and one example.
+
+    It refuses what decides by values, and does slowly and with a warning what it knows no batched form of, such as the
+    attention of transformers.
+    """
+    batch = tuple(part[:1].expand(2, *part[:1].shape) for part in target.data)
+    with warnings.catch_warnings(record=True) as warned, target.evaluating():
+        warnings.simplefilter("always")
+        try:
+            Functional(target)(target.anchor().expand(2, -1), batch)
+        except (RuntimeError, ValueError):
+            return False
+    return not any("batching rule" in str(warning.message) for warning in warned)
 
 
 def is_stack(target: Target) -> bool:
@@ -103,6 +124,45 @@ class Functional:
         else:
             gradient, loss = self._own(parameters, batch)
         return loss.detach(), gradient
+
+
+class Sequential:
+    """Any module, one chain after the other, by plain autograd.
+
+    The module's weights are replaced by views of the chain's row for the length of a call, so that neither a copy of
+    the module nor its own ``grad`` is touched, and backward adds each gradient straight into the flat one. What is not
+    sampled needs no gradient here: the graph begins at the first part that is. A large batch is gone through in blocks.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._whole, self._target = _WithLoss(target), target
+
+    def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Gradient`."""
+        gradient, loss = torch.zeros_like(parameters), parameters.new_zeros(len(parameters))
+        for chain, row in enumerate(parameters):
+            own = tuple(part[chain if len(part) > 1 else 0] for part in batch)
+            weights = self._weights(row, gradient[chain])
+            rows = rows_at_once(own[0])
+            for block in zip(*(part.split(rows) for part in own), strict=True):
+                with torch.enable_grad():
+                    each = functional_call(self._whole, weights, (block,)).mean() * (
+                        len(block[0]) / len(own[0])
+                    )
+                each.backward()
+                loss[chain] += each.detach()
+        return loss, gradient
+
+    def _weights(self, row: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+        """Give every parameter of the module: those sampled as leaves whose gradients are views of the flat one."""
+        sampled = self._target.named(row.detach())
+        for name, slope in self._target.named(gradient).items():
+            leaf = sampled[name].requires_grad_()
+            leaf.grad = slope
+        everything = {
+            name: value.detach() for name, value in self._target.module.named_parameters()
+        } | sampled
+        return {f"module.{name}": value for name, value in everything.items()}
 
 
 class Stack:

@@ -106,7 +106,7 @@ class Target:
 
     def blocks(self) -> Iterator[tuple[Tensor, ...]]:
         """Go through all of the data in blocks that fit in memory."""
-        rows = _rows(self.data[0])
+        rows = rows_at_once(self.data[0])
         return zip(*(part.split(rows) for part in self.data), strict=True)
 
     def anchor(self) -> Tensor:
@@ -233,7 +233,7 @@ def _bound(made: Target, loss: AnchorLoss) -> Target:
         if first.numel() * first.element_size() * made.n > KEPT:
             return replace(made, loss=Recomputed(loss, anchor))
         # in the blocks in which the loss over all data is taken, so that it is zero there to the last bit
-        kept = torch.cat([outputs_of(anchor, part) for part in inputs.split(_rows(inputs))])
+        kept = torch.cat([outputs_of(anchor, part) for part in inputs.split(rows_at_once(inputs))])
     return replace(made, loss=OutputLoss(loss.of), data=(inputs, kept), given=made.data)
 
 
@@ -256,7 +256,8 @@ def _tensors(data: Data) -> tuple[Tensor, ...]:
     )
 
 
-def _rows(inputs: Tensor) -> int:
+def rows_at_once(inputs: Tensor) -> int:
+    """Tell how many examples are gone through at once."""
     are_ids = inputs.ndim == 2 and not inputs.dtype.is_floating_point
     return max(1, min(ROWS, TOKENS // inputs.shape[1])) if are_ids else ROWS
 
