@@ -10,6 +10,7 @@ depends on its own row alone, so a chain walked by itself takes the same steps, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,9 +126,18 @@ class Walking:
         self._state = sampler.init(position, start, free)
 
     @property
+    def state(self) -> Any:
+        """What the sampler knows of the chains."""
+        return self._state
+
+    @property
     def position(self) -> Tensor:
         """Where the chains are, (chain, d)."""
         return self._state.position
+
+    def change_step(self, step_size: Tensor) -> None:
+        """Go on with another step size, (chain,)."""
+        self._step_size = step_size.to(self._step_size)[:, None]
 
     def advance(self, steps: int) -> Walk:
         """Take more steps.
