@@ -8,8 +8,6 @@ with its own step size, temperature, localization, anchor, seed, and its own str
 depends on its own row alone, so a chain walked by itself takes the same steps, up to the rounding of batched products.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,55 +15,12 @@ from torch import Tensor
 
 from assay.errors import BadInput
 from assay.landscape.chance import Streams
-from assay.landscape.gradients import Batch, Gradient, everything, gradient_of
+from assay.landscape.frugal import Frugal
+from assay.landscape.gradients import LARGE, Batch, Gradient, Sequential, everything, gradient_of
 from assay.landscape.samplers.sampler import Chance, Point, Sampler
 from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.target import Target
-
-
-@dataclass(frozen=True)
-class Chains:
-    """Settings of a row of chains.
-
-    Attributes:
-        seeds: one for each chain; equal seeds see equal noise and equal batches.
-        step_size: epsilon, (chain,).
-        n_beta: number of samples times inverse temperature, (chain,).
-        localization: gamma, (chain,).
-        masks: where each chain moves, (chain, d) or (1, d) bool; None for everywhere.
-        batch_size: examples in a batch, drawn with replacement; None takes all of the data.
-        anchors: where each chain starts and is held, (chain, d); the module's present weights when None.
-    """
-
-    seeds: tuple[int, ...]
-    step_size: Tensor
-    n_beta: Tensor
-    localization: Tensor
-    masks: Tensor | None = None
-    batch_size: int | None = None
-    anchors: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Walk:
-    r"""What chains leave behind; the position before each step is what a column describes.
-
-    Attributes:
-        loss: mean over the batch, (chain, step), float64.
-        squared_gradient: squared norm of the gradient of U, (chain, step), float64.
-        distance: from the anchor, (chain, step), float64.
-        virial: :math:`\frac12 (w - w^*) \cdot \nabla U`, (chain, step), float64. In a chain that is at rest its mean
-            is half the number of coordinates that move, plus the bias of the step size.
-        bias: what each draw adds to the first-order bias of E[U], (chain, step), float64.
-        reports: what the sampler reports beside, each (chain, step), float64.
-    """
-
-    loss: Tensor
-    squared_gradient: Tensor
-    distance: Tensor
-    virial: Tensor
-    bias: Tensor
-    reports: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+from assay.landscape.walks import Chains, Walk
 
 
 def walk(
@@ -92,13 +47,16 @@ def walk(
 
 def begin(
     target: Target, chains: Chains, sampler: Sampler | None = None, gradient: Gradient | None = None
-) -> "Walking":
+) -> "Walking | Frugal":
     """Put every chain at its anchor, ready to walk; see `walk`.
 
     Raises:
         BadInput: a sampler that accepts or rejects, with batches.
     """
-    return Walking(target, chains, sampler or SGLD(), gradient or gradient_of(target))
+    sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
+    if target.d >= LARGE and isinstance(sampler, SGLD) and isinstance(gradient, Sequential):
+        return Frugal(target, chains, gradient)
+    return Walking(target, chains, sampler, gradient)
 
 
 class Walking:

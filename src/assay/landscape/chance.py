@@ -44,6 +44,13 @@ class Streams:
         self._used += 1
         return self._block[:, self._used - 1]
 
+    def fill(self, chain: int, part: Tensor) -> None:
+        """Draw the next part of one chain's noise in place, for a step that is gone through in parts.
+
+        Parts of a multiple of 16 numbers hold what `noise` gives for a step of at least a block.
+        """
+        part.normal_(generator=self._noise[chain])
+
     def rows(self, n: int, batch_size: int) -> Tensor:
         """Draw a batch of numbers below n for each chain, with replacement, (chain, batch)."""
         if self._rows_used == self._rows.shape[1]:

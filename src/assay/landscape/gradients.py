@@ -139,19 +139,25 @@ class Sequential:
 
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Gradient`."""
-        gradient, loss = torch.zeros_like(parameters), parameters.new_zeros(len(parameters))
-        for chain, row in enumerate(parameters):
-            own = tuple(part[chain if len(part) > 1 else 0] for part in batch)
-            weights = self._weights(row, gradient[chain])
-            rows = rows_at_once(own[0])
-            for block in zip(*(part.split(rows) for part in own), strict=True):
-                with torch.enable_grad():
-                    each = functional_call(self._whole, weights, (block,)).mean() * (
-                        len(block[0]) / len(own[0])
-                    )
-                each.backward()
-                loss[chain] += each.detach()
-        return loss, gradient
+        gradient = torch.zeros_like(parameters)
+        losses = [
+            self.add(row, tuple(part[chain if len(part) > 1 else 0] for part in batch), gradient[chain])
+            for chain, row in enumerate(parameters)
+        ]
+        return torch.stack(losses), gradient
+
+    def add(self, row: Tensor, batch: Batch, gradient: Tensor) -> Tensor:
+        """Add the gradient at a row of weights (d,) to what is there, (d,); give the mean loss over a batch, ()."""
+        weights, loss = self._weights(row, gradient), row.new_zeros(())
+        rows = rows_at_once(batch[0])
+        for block in zip(*(part.split(rows) for part in batch), strict=True):
+            with torch.enable_grad():
+                each = functional_call(self._whole, weights, (block,)).mean() * (
+                    len(block[0]) / len(batch[0])
+                )
+            each.backward()
+            loss += each.detach()
+        return loss
 
     def _weights(self, row: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         """Give every parameter of the module: those sampled as leaves whose gradients are views of the flat one."""

@@ -1,0 +1,51 @@
+"""Walks of chains: what they are told, and what they leave behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Settings of a row of chains.
+
+    Attributes:
+        seeds: one for each chain; equal seeds see equal noise and equal batches.
+        step_size: epsilon, (chain,).
+        n_beta: number of samples times inverse temperature, (chain,).
+        localization: gamma, (chain,).
+        masks: where each chain moves, (chain, d) or (1, d) bool; None for everywhere.
+        batch_size: examples in a batch, drawn with replacement; None takes all of the data.
+        anchors: where each chain starts and is held, (chain, d); the module's present weights when None.
+    """
+
+    seeds: tuple[int, ...]
+    step_size: Tensor
+    n_beta: Tensor
+    localization: Tensor
+    masks: Tensor | None = None
+    batch_size: int | None = None
+    anchors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Walk:
+    r"""What chains leave behind; the position before each step is what a column describes.
+
+    Attributes:
+        loss: mean over the batch, (chain, step), float64.
+        squared_gradient: squared norm of the gradient of U, (chain, step), float64.
+        distance: from the anchor, (chain, step), float64.
+        virial: :math:`\frac12 (w - w^*) \cdot \nabla U`, (chain, step), float64. In a chain that is at rest its mean
+            is half the number of coordinates that move, plus the bias of the step size.
+        bias: what each draw adds to the first-order bias of E[U], (chain, step), float64.
+        reports: what the sampler reports beside, each (chain, step), float64.
+    """
+
+    loss: Tensor
+    squared_gradient: Tensor
+    distance: Tensor
+    virial: Tensor
+    bias: Tensor
+    reports: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
