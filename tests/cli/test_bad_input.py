@@ -39,6 +39,10 @@ REFUSED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "text file that is not there": (("lens", "{tiny}", "@{empty}/none.txt"), "none.txt.* cannot be read"),
     "text file that is no text": (("lens", "{tiny}", "@{tiny}/model.safetensors"), "is not UTF-8"),
     "unknown option": ((*LENS, "--topk", "3"), "Unknown option: --topk. Did you mean --top-k"),
+    "unknown option after several texts": (
+        ("patch", "{tiny}", "one two", "--corrupted", "two one", "--kinds", "mlp"),
+        "Unknown option: --kinds",
+    ),
     "unknown command": (("lenz",), "no command 'lenz'. Did you mean lens"),
     "missing text": (("lens", "{tiny}"), "--text"),
     "missing subject": (("trace", "{tiny}", PROMPT), "--subject"),
@@ -46,7 +50,7 @@ REFUSED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "no processes": ((*LENS, "--processes", "0"), "processes"),
 }
 OUT = ("--out", "{runs}")
-MEASURES = ("lens", "trace")
+MEASURES = ("lens", "trace", "patch")
 
 
 NAMED_IN_A_PROCESS = (

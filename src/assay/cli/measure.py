@@ -120,7 +120,9 @@ def _signature(verb: Callable[..., Result], model: str | None) -> inspect.Signat
     _, text, *settings = settings_of(verb)
     placed = inspect.Parameter.POSITIONAL_OR_KEYWORD
     source = Annotated[str, Parameter(help=MODEL_HELP)]
-    written = Annotated[_spelled(hints[text.name]), Parameter(allow_leading_hyphen=True)]
+    written = _spelled(hints[text.name])
+    if written in (str, str | None):  # several texts would swallow a mistyped option
+        written = Annotated[written, Parameter(allow_leading_hyphen=True)]
     parameters = [
         inspect.Parameter("model", placed, annotation=source, default=model or inspect.Parameter.empty),
         text.replace(annotation=written, kind=placed),
