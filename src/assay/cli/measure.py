@@ -51,6 +51,7 @@ VERBS = {
     "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
     "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
+    "horizon": Verb("assay.activations.layer_horizon", "layer_horizon"),
     "surgery": Verb("assay.activations.layer_surgery", "layer_surgery"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),
 }
@@ -301,8 +302,8 @@ def summary(result: Result) -> list[str]:
 
 
 def _is_said(key: str, value: Any) -> bool:
-    """Whether an attribute is text, and not the model once more for each part of a survey."""
-    return isinstance(value, str) and not key.endswith(".model")
+    """Whether an attribute is text that says something, and not the model once more for each part of a survey."""
+    return isinstance(value, str) and bool(value) and not key.endswith(".model")
 
 
 def _number(result: Result, name: str) -> str:
