@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from assay.landscape import chains as chains_module
 from assay.landscape import frugal as frugal_module
+from assay.landscape import target as target_module
 from assay.landscape.chains import Walking, begin
+from assay.landscape.chance import Streams
 from assay.landscape.frugal import Frugal
-from assay.landscape.gradients import Sequential
+from assay.landscape.gradients import Functional, Sequential
 from assay.landscape.losses import squared_error
 from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.target import Target, target
@@ -64,8 +65,7 @@ def test_the_steps_are_those_of_whole_vectors(monkeypatch, piece: int, batch_siz
     assert_close(pieces.state.position, whole.state.position, rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_mask_holds_stays(monkeypatch) -> None:
-    monkeypatch.setattr(chains_module, "LARGE", 100)
+def test_what_a_mask_holds_stays() -> None:
     made = material()
     half = made.anchor() > 0
     made = target(made.module, squared_error, made.data, mask=masks_of(made, half))
@@ -81,8 +81,39 @@ def masks_of(made: Target, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(made.named(flat).items())
 
 
-def test_small_modules_and_other_ways_walk_as_before(monkeypatch) -> None:
+def test_other_ways_walk_as_before() -> None:
     made = material()
-    assert isinstance(begin(made, chains(made, 7), gradient=Sequential(made)), Walking)
-    monkeypatch.setattr(chains_module, "LARGE", 100)
+    assert isinstance(begin(made, chains(made, 7), gradient=Sequential(made)), Frugal)
     assert isinstance(begin(made, chains(made, 7)), Walking)
+
+
+@pytest.mark.parametrize("frugal", [True, False])
+def test_where_not_all_data_are_looked_at_losses_are_paired_with_the_anchors(
+    monkeypatch, frugal: bool
+) -> None:
+    made = material()
+    settings = chains(made, 7)
+    gradient = Sequential(made) if frugal else Functional(made)
+    plain = begin(made, settings, gradient=gradient).advance(4)
+    monkeypatch.setattr(target_module, "WORK", 5.5 * 11_000)
+    fewer = target(made.module, squared_error, made.data)
+    assert (fewer.seen, fewer.n) == (5, 40)
+    assert fewer.looked_at[0].tolist() == made.data[0][[0, 10, 20, 29, 39]].tolist()
+    with torch.no_grad():
+        few = squared_error(fewer.module, fewer.looked_at).mean()
+        assert_close(fewer.anchor_loss, few.double())
+    walking = begin(fewer, settings, gradient=Sequential(fewer) if frugal else Functional(fewer))
+    paired = walking.advance(4)
+    assert_close(paired.squared_gradient, plain.squared_gradient)
+    # the first draw is the anchor itself: nothing is left of its batch
+    assert_close(paired.loss[:, 0], few.double().expand(2), rtol=1e-5, atol=0)
+    streams = Streams(settings.seeds, walking.position)
+    for step in range(4):
+        rows = streams.rows(40, 7)
+        with torch.no_grad():
+            own = (
+                squared_error(fewer.module, tuple(part[rows].flatten(0, 1) for part in made.data))
+                .view(2, 7)
+                .mean(1)
+            )
+        assert_close(paired.loss[:, step] - few.double(), plain.loss[:, step] - own, rtol=1e-3, atol=1e-4)

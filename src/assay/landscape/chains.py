@@ -16,7 +16,7 @@ from torch import Tensor
 from assay.errors import BadInput
 from assay.landscape.chance import Streams
 from assay.landscape.frugal import Frugal
-from assay.landscape.gradients import LARGE, Batch, Gradient, Sequential, everything, gradient_of
+from assay.landscape.gradients import Batch, Gradient, Sequential, everything, gradient_of
 from assay.landscape.samplers.sampler import Chance, Point, Sampler
 from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.target import Target
@@ -54,7 +54,7 @@ def begin(
         BadInput: a sampler that accepts or rejects, with batches.
     """
     sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
-    if target.d >= LARGE and isinstance(sampler, SGLD) and isinstance(gradient, Sequential):
+    if isinstance(sampler, SGLD) and isinstance(gradient, Sequential):
         return Frugal(target, chains, gradient)
     return Walking(target, chains, sampler, gradient)
 
@@ -131,6 +131,8 @@ class Walking:
     def _look(self, position: Tensor, batch: Batch) -> Point:
         """Find what is known of the potential at positions (chain, d)."""
         loss, slope = self._gradient(position, batch)
+        if self._everything is None and self._chains.anchors is None:
+            loss = self._target.paired(loss, batch)
         away = position - self._anchors
         slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._localization))
         squared = torch.linalg.vecdot(away, away)

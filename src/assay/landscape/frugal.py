@@ -60,6 +60,8 @@ class Frugal:
                     own = tuple(part[min(chain, len(part) - 1)] for part in batch)
                     traces[0, chain, step] = self._gradient.add(self._position[chain], own, self._slope)
                     traces[1:4, chain, step] = self._move(chain)
+                if self._chains.batch_size is not None and self._chains.anchors is None:
+                    traces[0, :, step] = self._target.paired(traces[0, :, step], batch)
         traces[2].sqrt_()
         step_size = torch.tensor(self._step_size, dtype=torch.float64, device=traces.device)
         traces[4] = sgld.bias(step_size[:, None], traces[1])

@@ -36,6 +36,8 @@ class Rows(Protocol):
 Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[Any] | Rows | str | Path
 ROWS, TOKENS = 4096, 1024
 """Examples in one block of a pass over all of the data; of token ids, which make large outputs, so many tokens."""
+WORK = 1e11
+"""Parameters times examples (or tokens) of a pass over all of the data; where it would be more, some stand for all."""
 KEPT = 2**28
 """Bytes of the anchor's outputs that are kept; more are computed anew for each batch."""
 
@@ -104,10 +106,58 @@ class Target:
             start += value.numel()
         return places
 
+    @cached_property
+    def looked_at(self) -> tuple[Tensor, ...]:
+        """The data that a look at the anchor goes through: all, or of a large module evenly spaced examples."""
+        inputs = self.data[0]
+        each = sum(value.numel() for value in self.module.parameters()) * (
+            inputs.shape[1] if _are_ids(inputs) else 1
+        )
+        count = max(1, min(self.n, int(WORK // each)))
+        if count == self.n:
+            return self.data
+        rows = torch.linspace(0, self.n - 1, count, device=self.device).round().long()
+        return tuple(part[rows] for part in self.data)
+
+    @property
+    def seen(self) -> int:
+        """Number of examples that a look at the anchor goes through."""
+        return len(self.looked_at[0])
+
     def blocks(self) -> Iterator[tuple[Tensor, ...]]:
-        """Go through all of the data in blocks that fit in memory."""
+        """Go through the data that are looked at, `seen` examples, in blocks that fit in memory."""
         rows = rows_at_once(self.data[0])
-        return zip(*(part.split(rows) for part in self.data), strict=True)
+        return zip(*(part.split(rows) for part in self.looked_at), strict=True)
+
+    @cached_property
+    def anchor_loss(self) -> Tensor:
+        """Mean loss at the anchor over the data that are looked at, (), float64."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad(), self.evaluating():
+            for batch in self.blocks():
+                total += self.loss(self.module, batch).mean() * (len(batch[0]) / self.seen)
+        return total
+
+    def paired(self, losses: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        """Take the chance of the batches out of losses, where the anchor's loss over all of the data is not known.
+
+        Args:
+            losses: of every chain on its batch, (chain,).
+            batch: (chain, example, ...).
+
+        Returns:
+            What each chain's loss is above that of the anchor on the same batch, plus `anchor_loss`; its mean is that
+            of the losses, since a batch is drawn after the place at which it is looked at. As given where the data are
+            all looked at.
+        """
+        if self.seen == self.n:
+            return losses
+        with torch.no_grad(), self.evaluating():
+            own = [
+                self.loss(self.module, tuple(part[chain] for part in batch)).mean()
+                for chain in range(len(losses))
+            ]
+        return losses - torch.stack(own) + self.anchor_loss
 
     def anchor(self) -> Tensor:
         """Copy the present weights into one flat vector, (d,)."""
@@ -258,8 +308,11 @@ def _tensors(data: Data) -> tuple[Tensor, ...]:
 
 def rows_at_once(inputs: Tensor) -> int:
     """Tell how many examples are gone through at once."""
-    are_ids = inputs.ndim == 2 and not inputs.dtype.is_floating_point
-    return max(1, min(ROWS, TOKENS // inputs.shape[1])) if are_ids else ROWS
+    return max(1, min(ROWS, TOKENS // inputs.shape[1])) if _are_ids(inputs) else ROWS
+
+
+def _are_ids(inputs: Tensor) -> bool:
+    return inputs.ndim == 2 and not inputs.dtype.is_floating_point
 
 
 def _columns(item: Any) -> Sequence[Any]:
