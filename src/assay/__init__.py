@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from assay import zoo
+    from assay.activations import norms
     from assay.activations.ablation import ablate
+    from assay.activations.attribution import attribution_patch
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.direct_logit_attribution import direct_logit_attribution
+    from assay.activations.layer_horizon import layer_horizon
     from assay.activations.layer_surgery import layer_surgery
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
@@ -36,17 +39,20 @@ __all__ = [
     "__version__",
     "ablate",
     "at",
+    "attribution_patch",
     "average_causal_trace",
     "capture",
     "causal_trace",
     "direct_logit_attribution",
     "intervene",
     "known",
+    "layer_horizon",
     "layer_surgery",
     "learning_coefficient",
     "load",
     "logit_lens",
     "neuron_importance",
+    "norms",
     "partial_forward",
     "patch",
     "survey",
@@ -60,11 +66,13 @@ _HOMES = {
     "Result": "assay.runs.result",
     "ablate": "assay.activations.ablation",
     "at": "assay.models.edits",
+    "attribution_patch": "assay.activations.attribution",
     "average_causal_trace": "assay.activations.average_trace",
     "capture": "assay.models.intervention",
     "causal_trace": "assay.activations.causal_trace",
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",
     "intervene": "assay.models.intervention",
+    "layer_horizon": "assay.activations.layer_horizon",
     "layer_surgery": "assay.activations.layer_surgery",
     "learning_coefficient": "assay.landscape.learning_coefficient",
     "load": "assay.models.loading",
@@ -76,7 +84,7 @@ _HOMES = {
     "wrap": "assay.models.loading",
 }
 
-_MODULES = {"known": "assay.landscape.known", "zoo": "assay.zoo"}
+_MODULES = {"known": "assay.landscape.known", "norms": "assay.activations.norms", "zoo": "assay.zoo"}
 """Public names that are modules themselves, with functions of their own."""
 
 

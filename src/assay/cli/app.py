@@ -25,7 +25,10 @@ MEASURE = {
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
     "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
+    "attribute": "Attribution patching: what patching each node would do, to first order, beside exact effects.",
     "dla": "Direct logit attribution: what each component writes straight into a logit.",
+    "norms": "Norms: what becomes of a model when they are folded, frozen, fixed or removed, and what is exact.",
+    "horizon": "Layer horizon: how many layers back a model reads what was written.",
     "surgery": "Layer surgery: what is lost when layers are left out, exchanged, shuffled or run side by side.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",
 }

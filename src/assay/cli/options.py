@@ -28,11 +28,13 @@ class Loading:
         device: Where the weights go: cpu, cuda, cuda:1, mps.
         dtype: What the weights are converted to.
         trust_remote_code: Run Python code that comes with the model.
+        norms: identity for a model whose norms are switched off by a huge epsilon: scale them back and take them out.
     """
 
     device: str = "cpu"
     dtype: Dtype = "float32"
     trust_remote_code: Flag = False
+    norms: Literal["kept", "identity"] = "kept"
 
     def load(self, source: str) -> "Model":
         """Load a model; what transformers says on the way is for programmers, and kept from the terminal."""
@@ -41,7 +43,13 @@ class Loading:
         from assay.models.loading import load
 
         transformers_logging.set_verbosity_error()
-        return load(source, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return load(
+            source,
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            norms=self.norms,
+        )
 
 
 @Parameter(name="*", group=RUNNING)

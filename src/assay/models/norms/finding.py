@@ -70,6 +70,12 @@ class Norm:
     only_readers: bool
 
     @property
+    def kind(self) -> str:
+        """Its name without the layer."""
+        kind, _, layer = self.name.rpartition(".")
+        return kind if layer.isdigit() else self.name
+
+    @property
     def is_fixed(self) -> bool:
         """Whether its scale is a constant: fixed by Assay, or drowned in a huge epsilon."""
         return isinstance(self.module, FixedNorm) or self.epsilon >= DISABLED

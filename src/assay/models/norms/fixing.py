@@ -8,7 +8,7 @@ positions. ``remove`` folds constants, gains, biases and centrings into the line
 identity is left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -41,17 +41,37 @@ def freeze(model: Model, reference: Prompt) -> Model:
     Raises:
         BadInput: the model has no norms, or one that mixes up rows and positions.
     """
-    copied = copied_model(model)
     tokens = model.tokens(reference)
-    norms = find_norms(copied)
-    for norm, scales in zip(norms, norm_scales(copied, norms, tokens), strict=True):
+    return next(frozen_at_each(model, [tokens]))
+
+
+def frozen_at_each(model: Model, references: Sequence[Tokens]) -> Iterator[Model]:
+    """:func:`freeze` at one reference after the other.
+
+    Args:
+        model: a decoder; it is copied once, not changed.
+        references: token ids of each reference.
+
+    Yields:
+        The copy, frozen at each reference in turn: use it before asking for the next.
+
+    Raises:
+        BadInput: as for :func:`freeze`.
+    """
+    norms = find_norms(model)
+    copied = copied_model(model)
+    for norm in norms:
         if norm.axis < 0:
             raise BadInput(
                 f"{model.source}: {norm.name} is given rows and positions as one axis: its scale cannot be held "
                 "position by position; use assay.norms.scale(special=())"
             )
+        scales = torch.ones((1,) * len(norm.shape))
         replace_norm(copied, norm, fixed(norm, scales, copied.dtype, endless=False))
-    return renamed(copied, [f"norms frozen at a reference of {len(tokens)} tokens"])
+    for tokens in references:
+        for norm, scales in zip(norms, norm_scales(model, norms, tokens), strict=True):
+            copied.module.get_submodule(norm.path).scale = scales
+        yield renamed(copied, [f"norms frozen at a reference of {len(tokens)} tokens"])
 
 
 def scale(
@@ -59,6 +79,7 @@ def scale(
     texts: "Prompt | Sequence[Prompt]",
     *,
     special: Sequence[int] = (0,),
+    only: Sequence[str] = (),
     seed: int | None = None,
 ) -> Model:
     r"""Let every norm divide by one constant: the mean of its scale over all ordinary tokens of a data set.
@@ -69,18 +90,20 @@ def scale(
         model: a decoder; it is copied, not changed.
         texts: the data set: texts, or token ids.
         special: positions with a constant of their own; the first one is very different in many models.
+        only: the norms that are given one, by name (``ln2.3``) or by kind (``ln2``); all by default.
         seed: of a baseline: each norm is given the constant of another one, drawn by this seed. ``None`` for its own.
 
     Returns:
         The copy, named as such.
 
     Raises:
-        BadInput: the model has no norms, no text reaches beyond the special positions, or they are out of range.
+        BadInput: the model has no norms, or none of those named; no text reaches beyond the special positions, or they
+            are out of range.
     """
     if any(position < 0 for position in special):
         raise BadInput(f"special={tuple(special)}: positions are counted from 0, at the start of a prompt")
     copied = copied_model(model)
-    norms = find_norms(copied)
+    norms = _chosen(model, find_norms(copied), only)
     rows = [model.tokens(text) for text in prompts(texts)]
     constants = _mean_scales(copied, norms, rows, sorted(set(special)))
     order = list(range(len(norms)))
@@ -90,7 +113,8 @@ def scale(
         replace_norm(copied, norm, fixed(norm, constants[index], copied.dtype))
     apart = f", positions {', '.join(map(str, special))} apart" if special else ""
     whose = "a fixed scale" if seed is None else "another norm's scale"
-    return renamed(copied, [f"norms given {whose}{apart}"])
+    which = f"its {', '.join(only)} " if only else ""
+    return renamed(copied, [f"{which}norms given {whose}{apart}"])
 
 
 def remove(model: Model, *, untie: bool = True) -> Model:
@@ -203,6 +227,15 @@ def norm_scales(model: Model, norms: Sequence[Norm], tokens: Tokens) -> list[Ten
             stack.callback(norm.module.register_forward_pre_hook(watch(norm)).remove)
         model.module(input_ids=torch.tensor([tokens], device=model.device), **few_logits(model))
     return [found[norm.name] for norm in norms]
+
+
+def _chosen(model: Model, norms: Sequence[Norm], only: Sequence[str]) -> list[Norm]:
+    """The norms of the names or kinds given; all where none is."""
+    unknown = [name for name in only if all(name not in (norm.name, norm.kind) for norm in norms)]
+    if unknown:
+        kinds = ", ".join(dict.fromkeys(norm.kind for norm in norms))
+        raise BadInput(f"{model.source} has no norm {unknown[0]!r}; its norms are of the kinds {kinds}")
+    return [norm for norm in norms if not only or norm.name in only or norm.kind in only]
 
 
 def _mean_scales(
