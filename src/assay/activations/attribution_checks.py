@@ -1,0 +1,114 @@
+"""What attributions of nodes and edges are judged by."""
+
+import numpy as np
+import xarray as xr
+
+from assay.estimates.checks import Check
+
+AGREEMENT = 0.5
+MISSED = 0.05
+BASELINE = 0.5
+MAGNITUDES = ("grad_drop", "atp_star")
+"""Methods whose attributions have no sign."""
+
+
+def attribution_checks(dataset: xr.Dataset) -> list[Check]:
+    """The verdicts P201 to P205 on attributions of nodes.
+
+    Args:
+        dataset: the result.
+
+    Returns:
+        One check each, as far as the dataset has what it needs.
+    """
+    checks = [differ_check(dataset, "P201")]
+    if "rank_correlation" in dataset:
+        checks += [agreement_check(dataset, "P202"), _missed(dataset), _engine(dataset)]
+    if any(str(name).startswith("baseline_attribution") for name in dataset.data_vars):
+        checks.append(_baseline(dataset))
+    return sorted(checks, key=lambda check: check.code)
+
+
+def differ_check(dataset: xr.Dataset, code: str) -> Check:
+    """Whether the two runs differ in the metric.
+
+    Args:
+        dataset: holds ``total_effect`` with its interval.
+        code: the check's.
+    """
+    total, low, high = (float(dataset[f"total_effect{part}"]) for part in ("", "_low", "_high"))
+    title = "the prompts do not differ"
+    message = f"The two runs differ by {total:.3g} in the {_words(dataset)}."
+    if (
+        total != 0 and not low <= 0 <= high
+    ):  # with one pair the bounds are NaN, and the estimate alone decides
+        return Check(code, title, "pass", total, message)
+    remedy = "There is nothing to attribute: choose prompts that differ, or take more pairs."
+    return Check(code, title, "fail" if total == 0 else "warn", total, message, remedy)
+
+
+def agreement_check(dataset: xr.Dataset, code: str) -> Check:
+    """Whether attributions rank as exact effects do.
+
+    Args:
+        dataset: holds ``rank_correlation`` with its interval.
+        code: the check's.
+    """
+    value, low, high = (float(dataset[f"rank_correlation{part}"]) for part in ("", "_low", "_high"))
+    title = "attribution disagrees with patching"
+    message = f"Attributions rank as exact effects do: correlation {value:.2f} [{low:.2f}, {high:.2f}]."
+    if value >= AGREEMENT:
+        return Check(code, title, "pass", value, message)
+    remedy = "Slopes mislead here: use another method, or `assay patch` for exact effects."
+    return Check(code, title, "warn", value, message, remedy)
+
+
+def _missed(dataset: xr.Dataset) -> Check:
+    share, high = float(dataset["missed_share"]), float(dataset["missed_share_high"])
+    title = "nodes are missed"
+    message = (
+        f"{share:.1%} of the random nodes (at most {high:.1%} of all, at 95%) have a larger exact effect than half of "
+        "those ranked first."
+    )
+    if share <= MISSED:
+        return Check("P203", title, "pass", share, message)
+    remedy = "Look at `node_missed` for what they have in common; try method='atp_star', or more exact nodes."
+    return Check("P203", title, "warn", share, message, remedy)
+
+
+def _baseline(dataset: xr.Dataset) -> Check:
+    signed = dataset.attrs["method"] not in MAGNITUDES
+    towards = np.sign(float(dataset["total_effect"]))
+    largest = {"": 0.0, "baseline_": 0.0}
+    for prefix in largest:
+        names = [str(name) for name in dataset.data_vars if str(name).startswith(f"{prefix}attribution_")]
+        for name in names:
+            if not name.endswith(("_stderr", "_low", "_high")):
+                values = dataset[name].values
+                reached = (towards * values if signed else values).max(initial=0.0)
+                largest[prefix] = max(largest[prefix], float(reached))
+    share = largest["baseline_"] / largest[""] if largest[""] else np.inf
+    title = "a random prompt gets as much"
+    message = (
+        f"Random tokens are said to move the {_words(dataset)} towards the other run by up to {share:.1%} of the "
+        "largest attribution here."
+    )
+    if share <= BASELINE:
+        return Check("P204", title, "pass", share, message)
+    remedy = "Compare each node with its baseline: its slope is steep whatever is put there."
+    return Check("P204", title, "warn", share, message, remedy)
+
+
+def _engine(dataset: xr.Dataset) -> Check:
+    engine = dataset.attrs["engine"]
+    message, title = f"Exact nodes were patched by {engine}.", "no partial forwards"
+    if engine == "partial forwards":
+        return Check("P205", title, "pass", None, message)
+    remedy = (
+        "The numbers are right, only slower; `assay doctor` says why blocks cannot continue a prefix here."
+    )
+    return Check("P205", title, "warn", None, message, remedy)
+
+
+def _words(dataset: xr.Dataset) -> str:
+    return str(dataset.attrs["metric"]).replace("_", " ")

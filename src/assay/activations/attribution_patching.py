@@ -1,0 +1,347 @@
+r"""Attribution patching: the effect of patching every node at once, to first order, and how far that is to be trusted.
+
+Patching a node from a source run into a base run changes the metric :math:`M`; a slope tells by about how much:
+
+.. math:: \widehat{e}(n) = (a'_n - a_n) \cdot \frac{\partial M}{\partial a_n}
+
+for every head, neuron and residual vector at every position of two prompts, from two forward passes and one backward
+pass. AtP* mends two ways in which slopes mislead (:mod:`assay.activations.node_attribution`). Sources: Nanda 2023;
+Kramár et al., AtP*, 2403.00745.
+
+Beside the attributions, the nodes that rank first and as many drawn at random from the rest are patched exactly. Their
+effects give the rank correlation, and the share of nodes that were missed: random ones whose exact effect is larger
+than that of half of those ranked first.
+
+Intervals are over pairs; that of the rank correlation over nodes (percentile bootstrap), that of the missed share is
+Wilson's. The baseline puts in the activations of a prompt of random tokens: what any change of that node would do.
+
+Cost: two forwards and one backward a pair, and one forward for the baseline; the QK fix adds a forward of three rows,
+GradDrop a forward and a backward of one row for each layer; exact nodes are partial forwards.
+
+Limits: first-order; see the agreement. GradDrop gives magnitudes without a sign.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from assay.activations.attribution_checks import attribution_checks
+from assay.activations.node_attribution import SUMMED, Contrast, NodeMethod, attribute, contrast
+from assay.activations.prompt_pairs import Direction, Gauge, Metric, check_metrics, check_pairs
+from assay.errors import BadInput
+from assay.estimates.checks import Check
+from assay.estimates.correlation import spearman
+from assay.estimates.estimate import mean_interval, proportion
+from assay.models.model import Model, Tokens
+from assay.models.partial import Recording, SiteEdit, Variant, partial_forward, record
+from assay.models.sites import HEADED, PER_LAYER
+from assay.models.slopes import last_logits
+from assay.runs.measurement import Measurement, Pieces, Unit
+
+SITES = tuple(name for name in PER_LAYER if name != "pattern" and not name.endswith("_scale"))
+AXES = {"q": "head", "z": "head", "k": "kv_head", "v": "kv_head", "mlp_act": "neuron", "mlp_pre": "neuron"}
+"""What the nodes of a site are numbered by, beside layer and position."""
+PARTS = ("", "_stderr", "_low", "_high")
+AT_ONCE = 64
+"""Nodes patched exactly by one unit."""
+SPARED = 4
+"""Fewer nodes have no rank correlation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What every unit starts from.
+
+    Attributes:
+        pairs: both prompts of each pair, with the source run's activations.
+        effects: attributions by site, (pair, layer, pos, ...).
+        base: the metric of each base run, (pair,).
+        unrelated: attributions of what a random prompt would do to the first pair, by site; empty for none.
+        chosen: nodes that are patched exactly, (node, 4): site, layer, position, and head or neuron, or -1.
+        recordings: of the base runs, for exact patching; empty where nothing is patched.
+    """
+
+    pairs: list[Contrast]
+    effects: dict[str, Tensor]
+    base: Tensor
+    unrelated: dict[str, Tensor]
+    chosen: Tensor
+    recordings: list[Recording]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionPatching(Measurement):
+    """First-order effects of patching every node of two prompts, and exact effects of some.
+
+    Attributes:
+        clean: token ids of the clean prompts, one a pair.
+        corrupted: token ids of the corrupted prompts, as many and as long.
+        answers: token id of the answer, one a pair; empty where the metric needs none.
+        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
+        sites: names of the sites whose nodes are attributed.
+        method: ``atp``, ``qk_fix``, ``grad_drop``, or ``atp_star`` for both.
+        direction: ``denoise`` or ``noise``.
+        metric: what is measured at the last position.
+        exact: nodes that are patched exactly, half of them those ranked first; 0 for none.
+        baseline: also attribute a prompt of random tokens to the first pair.
+        seed: of the random nodes, the random tokens and the bootstrap.
+        max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
+    """
+
+    name: ClassVar[str] = "attribution_patching"
+    clean: tuple[Tokens, ...]
+    corrupted: tuple[Tokens, ...]
+    answers: Tokens = ()
+    foils: Tokens = ()
+    sites: tuple[str, ...] = ("resid_post", "q", "k", "v", "z", "mlp_out")
+    method: NodeMethod = "atp"
+    direction: Direction = "denoise"
+    metric: Metric = "logit_difference"
+    exact: int = 64
+    baseline: bool = True
+    seed: int = 0
+    max_rows: int | None = None
+
+    def prepare(self, model: Model) -> Shared:
+        """Attribute every node of every pair, and choose those that are patched exactly."""
+        pairs = [self._contrast(model, index) for index in range(len(self.clean))]
+        found = [attribute(pair, self.method) for pair in pairs]
+        effects = {name: torch.stack([one.nodes[name] for one in found]) for name in self.sites}
+        unrelated: dict[str, Tensor] = {}
+        if self.baseline:
+            _, other = last_logits(model, self._random_tokens(model), pairs[0].sites)
+            unrelated = dict(attribute(pairs[0], self.method, source=other).nodes)
+        chosen = self._choose(effects)
+        neurons = sorted({name for name in self.sites if AXES.get(name) == "neuron" or name not in SUMMED})
+        kept = [site for name in neurons for site in model.sites(name)]
+        recordings = [record(model, pair.base, sites=kept) for pair in pairs] if len(chosen) else []
+        base = torch.tensor([one.value for one in found])
+        return Shared(pairs, effects, base, unrelated, chosen, recordings)
+
+    def plan(self, model: Model) -> Sequence[Unit]:
+        """The attributions, and the exact nodes some at a time.
+
+        Raises:
+            BadInput: prompts that do not pair, a metric without its answer or without a slope, or a site this model
+                does not have.
+        """
+        self._validate(model)
+        passes = 3 * len(self.clean)
+        starts = range(0, self.exact, AT_ONCE)
+        exact = [
+            Unit(f"exact-{start:05d}", {"start": start}, cost=len(self.clean) * AT_ONCE / 4)
+            for start in starts
+        ]
+        return [Unit("attribution", {}, cost=passes), *exact]
+
+    def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
+        """Hand over the attributions, or patch some of the chosen nodes exactly in every pair."""
+        if unit.name == "attribution":
+            named = {f"effect_{name}": effect for name, effect in shared.effects.items()}
+            unrelated = {f"unrelated_{name}": effect for name, effect in shared.unrelated.items()}
+            return {
+                **named,
+                **unrelated,
+                "base": shared.base,
+                "source": torch.tensor([pair.measured for pair in shared.pairs]),
+                "chosen": shared.chosen,
+                "fallback": torch.tensor(any(recording.fallback for recording in shared.recordings)),
+            }
+        start = unit.detail["start"]
+        nodes = shared.chosen[start : start + AT_ONCE].tolist()
+        if not nodes:  # more were asked for than there are
+            return {"effect": torch.zeros(len(shared.pairs), 0, dtype=torch.float64)}
+        patched = []
+        for pair, recording, base in zip(shared.pairs, shared.recordings, shared.base, strict=True):
+            variants = [self._variant(pair, recording, node) for node in nodes]
+            measured = partial_forward(recording, variants, pair.gauge, max_rows=self.max_rows)[:, 0, 0, 0]
+            patched.append(measured.double() - base.double())
+        return {"effect": torch.stack(patched)}
+
+    def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Take means and intervals over pairs, and hold the attributions against exact effects."""
+        one = pieces["attribution"]
+        base, source = one["base"].double().numpy(), one["source"].double().numpy()
+        few = {"allow_nan": True} if len(self.clean) == 1 else {}  # one pair has no standard error
+        variables: dict[str, Any] = {"metric_base": ((), base.mean()), "metric_source": ((), source.mean())}
+        named: dict[str, Any] = {"total_effect": ((), source - base)}
+        for name in self.sites:
+            named[f"attribution_{name}"] = (_dims(name), one[f"effect_{name}"].double().numpy())
+            if self.baseline:
+                unrelated = one[f"unrelated_{name}"].double().numpy()
+                variables[f"baseline_attribution_{name}"] = (_dims(name), unrelated)
+        coords = self._coordinates(model)
+        if self.exact:
+            chosen = one["chosen"].numpy()
+            exact = np.concatenate(
+                [p["effect"].double().numpy() for n, p in pieces.items() if n != "attribution"], 1
+            )
+            named["node_effect"] = (("node",), exact)
+            coords |= self._nodes(chosen)
+            predicted = self._predicted(one, chosen)
+            variables["node_attribution"] = (("node",), predicted)
+            variables |= self._agreement(predicted, exact.mean(0), self._top(len(chosen)))
+        for name, (dims, samples) in named.items():
+            for part, values in zip(PARTS, mean_interval(samples), strict=True):
+                variables[name + part] = (dims, values, few if part else {})
+        return xr.Dataset(variables, coords, self._attributes(model, bool(one["fallback"])))
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """The prompts differ, attribution agrees with patching, little is missed, random tokens do less."""
+        return attribution_checks(dataset)
+
+    def memory(self, model: Model) -> int:
+        """The graph of the backward pass, and the activations of the source runs."""
+        tokens = len(self.clean[0])
+        return 4 * model.n_layers * tokens * model.d_model * (32 + 8 * len(self.clean))
+
+    def _contrast(self, model: Model, index: int) -> Contrast:
+        answer = self.answers[index] if self.answers else -1
+        foil = self.foils[index] if self.foils else -1
+        return contrast(
+            model,
+            (self.clean[index], self.corrupted[index]),
+            self.sites,
+            direction=self.direction,
+            gauge=lambda final: Gauge((self.metric,), answer, foil, final),
+        )
+
+    def _random_tokens(self, model: Model) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
+        return torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
+
+    def _top(self, nodes: int) -> int:
+        """How many of the nodes patched exactly are those ranked first."""
+        return nodes // 2
+
+    def _choose(self, effects: Mapping[str, Tensor]) -> Tensor:
+        """The nodes ranked first, then others drawn at random: (node, 4)."""
+        size = torch.cat([effects[name].mean(0).abs().flatten() for name in self.sites])
+        count = min(self.exact, len(size))
+        first = size.topk(self._top(count)).indices.cpu()
+        others = torch.ones(len(size), dtype=torch.bool)
+        others[first] = False
+        rest = others.nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = rest[torch.randperm(len(rest), generator=generator)[: count - len(first)]]
+        ends = torch.tensor([0, *(effects[name][0].numel() for name in self.sites)]).cumsum(0)
+        rows = []
+        for flat in torch.cat([first, drawn]).tolist():
+            site = int(torch.searchsorted(ends, flat, right=True)) - 1
+            place = np.unravel_index(flat - int(ends[site]), effects[self.sites[site]].shape[1:])
+            rows.append([site, *map(int, place), *([-1] if len(place) == 2 else [])])  # noqa: PLR2004
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
+
+    def _variant(self, pair: Contrast, recording: Recording, node: Sequence[int]) -> Variant:
+        number, layer, position, index = node
+        name = self.sites[number]
+        site = f"{name}.{layer}"
+        value = pair.activations[site][:, [position]]
+        if index >= 0 and name in HEADED:
+            return (SiteEdit(site, value[:, :, index], (position,), index),)
+        if index >= 0:
+            whole = recording.sites[site][:, [position]].clone()
+            whole[..., index] = value[..., index]
+            value = whole
+        return (SiteEdit(site, value, (position,)),)
+
+    def _predicted(self, one: Pieces, chosen: np.ndarray) -> np.ndarray:
+        means = [one[f"effect_{name}"].double().mean(0).numpy() for name in self.sites]
+        return np.array([means[s][(layer, p, *([i] if i >= 0 else []))] for s, layer, p, i in chosen])
+
+    def _agreement(self, predicted: np.ndarray, exact: np.ndarray, top: int) -> dict[str, Any]:
+        """Rank correlation of magnitudes over all chosen nodes, and the share of random ones that were missed."""
+        sizes = np.abs(predicted), np.abs(exact)
+        rank = spearman(*sizes, interval="bootstrap", rng=np.random.default_rng(self.seed))
+        missed = sizes[1] > np.median(sizes[1][:top])
+        missed[:top] = False
+        share = proportion(int(missed.sum()), len(exact) - top)
+        undefined = {"allow_nan": True}
+        return {
+            "rank_correlation": ((), rank.value, undefined),
+            "rank_correlation_low": ((), rank.low, undefined),
+            "rank_correlation_high": ((), rank.high, undefined),
+            "node_missed": (("node",), missed),
+            "missed_share": ((), share.value),
+            "missed_share_low": ((), share.low),
+            "missed_share_high": ((), share.high),
+        }
+
+    def _nodes(self, chosen: np.ndarray) -> dict[str, Any]:
+        top = self._top(len(chosen))
+        return {
+            "node_site": ("node", np.array(self.sites)[chosen[:, 0]]),
+            "node_layer": ("node", chosen[:, 1]),
+            "node_position": ("node", chosen[:, 2]),
+            "node_index": ("node", chosen[:, 3]),
+            "node_group": ("node", np.repeat(["first", "random"], [top, len(chosen) - top])),
+        }
+
+    def _coordinates(self, model: Model) -> dict[str, Any]:
+        texts = {
+            name: model.token_texts(rows[0])
+            for name, rows in (("clean", self.clean), ("corrupted", self.corrupted))
+        }
+        differs = np.array(self.clean) != np.array(self.corrupted)
+        return {
+            "layer": np.arange(model.n_layers),
+            "position": np.arange(len(self.clean[0])),
+            "token": ("position", texts["corrupted" if self.direction == "denoise" else "clean"]),
+            "differs": ("position", differs.any(0)),
+        }
+
+    def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
+        return {
+            "model": model.source,
+            "sites": ", ".join(self.sites),
+            "method": self.method,
+            "direction": self.direction,
+            "metric": self.metric,
+            "pairs": len(self.clean),
+            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
+            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
+            "engine": "full forwards" if fallback else "partial forwards",
+        }
+
+    def _validate(self, model: Model) -> None:
+        check_pairs(self.clean, self.corrupted)
+        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        require_slope(self.metric, self.direction)
+        if not self.sites or len(set(self.sites)) < len(self.sites) or set(self.sites) - set(SITES):
+            raise BadInput(f"sites={self.sites}: choose from {', '.join(SITES)}, each once")
+        if missing := [name for name in self.sites if len(model.sites(name)) < model.n_layers]:
+            raise BadInput(
+                f"sites={self.sites}: {model.source} does not compute {', '.join(missing)} in every block"
+            )
+        if self.exact and self.exact < SPARED:
+            raise BadInput(
+                f"exact={self.exact}: a rank correlation needs at least {SPARED} nodes; 0 for none"
+            )
+
+
+def require_slope(metric: Metric, direction: Direction) -> None:
+    """Refuse a metric that is flat where slopes are taken.
+
+    Args:
+        metric: what is measured.
+        direction: which run is patched.
+
+    Raises:
+        BadInput: the divergence from the clean run, at the clean run.
+    """
+    if metric == "kl_from_clean" and direction == "noise":
+        raise BadInput(
+            "kl_from_clean is least at the clean run, where direction='noise' takes its slopes: all of them are zero. "
+            "Take direction='denoise', or a metric with an answer"
+        )
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    if name in SUMMED and name not in HEADED:
+        return ("layer", "position")
+    return ("layer", "position", AXES[name])
