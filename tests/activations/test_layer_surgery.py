@@ -23,25 +23,22 @@ INPUTS = torch.randint(3, 101, (6, 7), generator=torch.Generator().manual_seed(1
 ALL = ("delete", "swap", "repeat", "skip", "reverse", "shuffle", "copies", "parallel", "drop", "reorder")
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
-def kind(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def model(kind: str) -> Model:
-    return wrap(FAMILIES[kind].build())
+def model() -> Model:
+    return wrap(FAMILIES["llama"].build())
 
 
 def operate(model: Model, inputs: Any = INPUTS, **changed: Any) -> assay.Result:
     return assay.layer_surgery(model, inputs, **{"baseline_inputs": 0, "resamples": 50, **changed})
 
 
-def test_every_surgery_is_that_of_a_full_forward(kind: str, model: Model) -> None:
-    changed = {"operations": ALL, "draws": 2, "average": False, "read": 3, "seed": 4, "max_rows": 8}
-    dataset = operate(model, **changed).dataset
-    layers, ids = model.n_layers, torch.tensor(INPUTS)
-    made = surgeries(ALL, layers, (), draws=2, seed=4)
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "gemma2"])
+def test_every_surgery_is_that_of_a_full_forward(kind: str) -> None:
+    model = wrap(FAMILIES[kind].build())
+    changed = {"operations": ALL, "draws": 1, "average": False, "read": 3, "seed": 4, "max_rows": 8}
+    dataset = operate(model, INPUTS[:2], **changed).dataset
+    layers, ids = model.n_layers, torch.tensor(INPUTS[:2])
+    made = surgeries(ALL, layers, (), draws=1, seed=4)
     assert dataset["surgery"].values.tolist() == [surgery.name for surgery in made]
     clean = slow_course(model.module, FAMILIES[kind].blocks, ids, usual(layers))
     for surgery in made:
@@ -107,7 +104,7 @@ def test_a_layer_that_writes_nothing_can_be_left_out(make_tiny_llama: Any) -> No
         model.module.model.layers[2].self_attn.o_proj.weight.zero_()
         model.module.model.layers[2].mlp.down_proj.weight.zero_()
     inputs = torch.randint(3, 300, (24, 8), generator=torch.Generator().manual_seed(0)).tolist()
-    result = operate(model, inputs, operations=("delete", "repeat", "swap"))
+    result = operate(model, inputs[:20], operations=("delete", "repeat", "swap"))
     kl = result.dataset["effect"].sel(metric="kl_from_clean")
     idle = ["delete.2", "repeat.2", "swap.1.2", "swap.2.3"]
     assert (kl.sel(surgery=idle) <= NATS).all() and (kl.drop_sel(surgery=idle) > 100 * NATS).all()
@@ -138,7 +135,6 @@ def test_settings_make_the_same_measurement_again(tiny_llama: Model) -> None:
         ({"inputs": [[3, 4, 5], [3, 4]]}, r"the inputs have \[2, 3\] tokens"),
         ({"operations": ()}, "name one or several"),
         ({"operations": ("delete", "delete")}, "each once"),
-        ({"operations": ("twist",)}, "operations"),
         ({"layers": (3,)}, r"layers=\(3,\): the model has layers 0 to 2"),
         ({"layers": (-1,)}, "the model has layers 0 to 2"),
         ({"layers": (1, 1)}, "name each once"),

@@ -20,9 +20,7 @@ _TITLES = {
     "top1_agreement": "top-1 agreement",
     "logit_difference": "change of the logit difference",
 }
-_COLOURS = alt.Scale(
-    domain=[*_SCANS, "drop", "reorder"], range=["#4c78a8", "#d1762b", "#2e8b6b", "#4c78a8", "#d1762b"]
-)
+_COLOURS = alt.Scale(domain=list(_SCANS), range=["#4c78a8", "#d1762b", "#2e8b6b"])
 _ACROSS = {
     "drop": ("size", "layers dropped at random"),
     "reorder": ("kendall_tau", "Kendall's tau with the usual order"),
@@ -53,8 +51,8 @@ def panel(cells: pd.DataFrame, *, metric: str) -> alt.VConcatChart:
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.metric === '{metric}'")
     present = set(cells["operation"])
     rows: list[Any] = []
-    if present & set(_SCANS):
-        rows.append(_scan(base, metric))
+    if scans := [operation for operation in _SCANS if operation in present]:
+        rows.append(_scan(base, metric, scans))
     lower = [_random(base, metric, operation) for operation in _ACROSS if operation in present]
     if present & set(_SPANS):
         lower.insert(0, _spans(base, metric))
@@ -63,11 +61,16 @@ def panel(cells: pd.DataFrame, *, metric: str) -> alt.VConcatChart:
     return alt.vconcat(*rows)
 
 
-def _scan(base: alt.Chart, metric: str) -> Any:
+def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
     """One line an operation, by layer, with intervals; ticks for random changes of the stream."""
     own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(_SCANS)))
-    colour = alt.Color("operation:N", scale=_COLOURS, legend=alt.Legend(title=None))
-    across = alt.X("layer:Q", title="layer (the first of a pair)", axis=alt.Axis(tickMinStep=1))
+    colour = alt.Color("operation:N", scale=_COLOURS, legend=alt.Legend(title=None, values=present))
+    across = alt.X(
+        "layer:Q",
+        title="layer (the first of a pair)",
+        axis=alt.Axis(tickMinStep=1),
+        scale=alt.Scale(nice=False, padding=8),
+    )
     up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
     spread = own.mark_rule(opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q", color=colour)
     line = own.mark_line(strokeWidth=1).encode(x=across, y=up, color=colour)

@@ -1,0 +1,65 @@
+"""What a layer horizon is judged by."""
+
+import numpy as np
+import xarray as xr
+
+from assay.estimates.checks import Check
+
+INVARIANT = 1e-3
+UNCLEAR = 0.5
+ENOUGH = 20
+
+
+def horizon_checks(dataset: xr.Dataset) -> list[Check]:
+    """The verdicts H301 to H304 on a layer horizon.
+
+    Args:
+        dataset: the result.
+
+    Returns:
+        One check each, as far as the dataset has what it needs.
+    """
+    checks = [_unedited(dataset)]
+    if "baseline_effect" in dataset:
+        checks.append(_baseline(dataset))
+    return [*checks, _tried(dataset), _inputs(dataset)]
+
+
+def _unedited(dataset: xr.Dataset) -> Check:
+    error = float(dataset["unedited_effect"])
+    message = f"Readers that read everything change the loss by {error:.1e} nats; they should not."
+    if error <= INVARIANT:
+        return Check("H301", "forgetting nothing changes the loss", "pass", error, message)
+    remedy = "Load the model in float32; if it is, run `assay doctor` on it."
+    return Check("H301", "forgetting nothing changes the loss", "fail", error, message, remedy)
+
+
+def _baseline(dataset: xr.Dataset) -> Check:
+    kl = dataset.sel(metric="kl_from_clean")
+    forgets = kl["baseline_effect"].values > INVARIANT
+    worse = kl["effect"].values[forgets] >= kl["baseline_effect"].values[forgets]
+    share = float(np.mean(worse)) if worse.size else 0.0
+    message = f"At {share:.0%} of the horizons forgetting as many sources of any distance does no more (KL)."
+    if share <= UNCLEAR:
+        return Check("H302", "distance does not matter", "pass", share, message)
+    remedy = "What is read does not depend on how far back it was written; do not speak of a horizon."
+    return Check("H302", "distance does not matter", "warn", share, message, remedy)
+
+
+def _tried(dataset: xr.Dataset) -> Check:
+    largest, longest = int(dataset["horizon"].max()), int(dataset.attrs["longest"])
+    beyond = int((dataset["smallest_horizon"] > largest).sum())
+    message = f"{beyond} of {dataset.sizes['within']} tolerances are not reached by a reach of {largest}."
+    if not beyond or largest == longest:
+        return Check("H303", "the horizon is farther than was tried", "pass", float(beyond), message)
+    remedy = f"Try longer ones, up to {longest}, which forgets nothing."
+    return Check("H303", "the horizon is farther than was tried", "warn", float(beyond), message, remedy)
+
+
+def _inputs(dataset: xr.Dataset) -> Check:
+    count = dataset.sizes["input"]
+    message = f"The intervals rest on {count} inputs."
+    if count >= ENOUGH:
+        return Check("H304", "few inputs", "pass", float(count), message)
+    remedy = f"A bootstrap over fewer than {ENOUGH} inputs gives intervals that are too narrow; pass more."
+    return Check("H304", "few inputs", "warn", float(count), message, remedy)

@@ -1,0 +1,196 @@
+"""Layer horizon: what forgetting costs by reach, how norms grow, and the horizon measured and predicted."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.errors import BadInput
+from assay.report.figure import Figure, Finding
+from assay.report.theme import finished
+
+_REACH, _NORMS, _HORIZONS = "layer_horizon", "layer_horizon_norms", "layer_horizon_compared"
+_TITLES = {
+    "kl_from_clean": "KL from clean (nats a token)",
+    "loss_difference": "loss difference (nats a token)",
+    "top1_agreement": "top-1 agreement",
+    "logit_difference": "change of the logit difference",
+}
+_KINDS = alt.Scale(domain=["the far", "as many at random"], range=["#4c78a8", "#d1762b"])
+_PLACES = alt.Scale(domain=["others", "position 0"], range=["#4c78a8", "#d1762b"])
+_SOURCES = alt.Scale(domain=["measured", "from norm growth"], range=["#4c78a8", "#d1762b"])
+
+
+def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.HConcatChart:
+    """Draw a layer horizon, ready to show or save.
+
+    Args:
+        dataset: result of `assay.layer_horizon`.
+        metric: ``"kl_from_clean"``, ``"loss_difference"``, ``"top1_agreement"`` or ``"logit_difference"``.
+
+    Returns:
+        An Altair chart in the light theme: the metric against the reach beside that of random sources, the norms of the
+        stream, and the horizon at each tolerance, measured and predicted.
+
+    Raises:
+        BadInput: when `metric` is not known.
+    """
+    if metric not in _TITLES:
+        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    cells, norms, compared = frame(dataset), _norms(dataset), _compared(dataset)
+    drawn = alt.hconcat(panel(cells, metric=metric), alt.vconcat(_norm_panel(), _compared_panel()))
+    return finished(drawn, {_REACH: cells, _NORMS: norms, _HORIZONS: compared})
+
+
+def panel(cells: pd.DataFrame, *, metric: str) -> Any:
+    """Draw one metric against the reach, without a configuration, to be put beside others."""
+    base = alt.Chart(alt.NamedData(name=_REACH)).transform_filter(f"datum.metric === '{metric}'")
+    across = alt.X("horizon:Q", title="steps back that are read (k)", scale=alt.Scale(nice=False, padding=8))
+    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    colour = alt.Color("forgotten:N", scale=_KINDS, legend=alt.Legend(title="forgotten"))
+    spread = base.mark_rule(opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q", color=colour)
+    line = base.mark_line(strokeWidth=1).encode(x=across, y=up, color=colour)
+    points = base.mark_point(filled=True, size=30, opacity=1).encode(
+        x=across, y=up, color=colour, tooltip=_tooltip()
+    )
+    return alt.layer(line, spread, points).properties(
+        width=380, height=380, title="Forgetting what is farther than k"
+    )
+
+
+def _norm_panel() -> Any:
+    base = alt.Chart(alt.NamedData(name=_NORMS))
+    across = alt.X("layer:Q", title="entering block", scale=alt.Scale(nice=False, padding=8))
+    up = alt.Y("norm:Q", title="mean norm", scale=alt.Scale(type="log"))
+    colour = alt.Color("place:N", scale=_PLACES, legend=alt.Legend(title="positions"))
+    line = base.mark_line(point=alt.OverlayMarkDef(size=14)).encode(x=across, y=up, color=colour)
+    return line.properties(width=260, height=130, title="Norm of the residual stream")
+
+
+def _compared_panel() -> Any:
+    base = alt.Chart(alt.NamedData(name=_HORIZONS))
+    rows = alt.Y("tolerance:O", title="tolerance (KL, nats)", sort="descending")
+    offset = alt.YOffset("source:N", scale=alt.Scale(domain=["measured", "from norm growth"]))
+    colour = alt.Color("source:N", scale=_SOURCES, legend=alt.Legend(title="horizon"))
+    across = alt.X("horizon:Q", title="k", scale=alt.Scale(zero=True))
+    spread = base.mark_rule().encode(y=rows, yOffset=offset, x="low:Q", x2="high:Q", color=colour)
+    points = base.mark_point(filled=True, size=46, opacity=1).encode(
+        y=rows, yOffset=offset, x=across, color=colour
+    )
+    return (
+        alt.layer(spread, points)
+        .resolve_scale(yOffset="shared")
+        .properties(width=260, height=alt.Step(16), title="The horizon, measured and predicted")
+    )
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("horizon:Q", title="k"),
+        alt.Tooltip("forgotten:N", title="forgotten"),
+        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
+        alt.Tooltip("effect_low:Q", title="from", format="+.4f"),
+        alt.Tooltip("effect_high:Q", title="to", format="+.4f"),
+    ]
+
+
+def figures(dataset: xr.Dataset) -> list[Figure]:
+    """Give the result as figures of a report: the reach with one variant a metric, norms, and the two horizons."""
+    cells, told = frame(dataset), dataset.attrs
+    reads = "the edited run" if told["compounding"] == "True" else "the original run"
+    who = f"block {told['only_layer']}" if told["only_layer"] >= 0 else f"{told['where']}"
+    return [
+        Figure(
+            name=_REACH,
+            title="Layer horizon",
+            caption=(
+                f"Readers ({who}) read the last k steps ({told['reach']}s) of {reads}; farther outputs "
+                f"({told['forget']}) are replaced by: {told['value']}. {told['inputs']} inputs of {told['tokens']} "
+                f"tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. Lines are bootstrap "
+                "intervals over inputs."
+            ),
+            draw=lambda metric: panel(cells, metric=metric),
+            frame=cells,
+            choice="metric",
+            variants={name.replace("_", " "): {"metric": name} for name in _TITLES},
+        ),
+        Figure(
+            name=_NORMS,
+            title="Norm growth",
+            caption=f"Mean norm of the residual stream. Growth: a factor {float(dataset['growth']):.3f} a layer.",
+            draw=_norm_panel,
+            frame=_norms(dataset),
+        ),
+        Figure(
+            name=_HORIZONS,
+            title="Measured and predicted horizon",
+            caption="The smallest k from which on KL stays within the tolerance, and what norm growth predicts.",
+            draw=_compared_panel,
+            frame=_compared(dataset),
+        ),
+    ]
+
+
+def frame(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay the result out as one row for each metric, reach and kind of forgetting."""
+    metrics, horizons = dataset["metric"].values.astype(str), dataset["horizon"].values
+    kinds = [("the far", "effect")] + (
+        [("as many at random", "baseline_effect")] if "baseline_effect" in dataset else []
+    )
+    tables = []
+    for kind, name in kinds:
+        table: dict[str, Any] = {
+            "metric": np.repeat(metrics, len(horizons)),
+            "horizon": np.tile(horizons, len(metrics)),
+            "forgotten": kind,
+        }
+        for part in ("", "_low", "_high"):
+            known = f"{name}{part}" in dataset
+            values = (
+                dataset[f"{name}{part}"].transpose("metric", "horizon").values.ravel() if known else np.nan
+            )
+            table[f"effect{part}"] = values
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _norms(dataset: xr.Dataset) -> pd.DataFrame:
+    places, layers = dataset["place"].values.astype(str), dataset["layer"].values
+    return pd.DataFrame(
+        {
+            "place": np.repeat(places, len(layers)),
+            "layer": np.tile(layers, len(places)),
+            "norm": dataset["norm"].transpose("place", "layer").values.ravel(),
+        }
+    )
+
+
+def _compared(dataset: xr.Dataset) -> pd.DataFrame:
+    tables = []
+    for source, name in (("measured", "smallest_horizon"), ("from norm growth", "predicted_horizon")):
+        table: dict[str, Any] = {"tolerance": dataset["within"].values, "source": source}
+        for column, part in (("horizon", ""), ("low", "_low"), ("high", "_high")):
+            known = f"{name}{part}" in dataset
+            table[column] = dataset[f"{name}{part}"].values if known else np.nan
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say how far back the model reads, and what norm growth would have said."""
+    steps, largest = f"{dataset.attrs['reach']}s", int(dataset["horizon"].max())
+    found = []
+    for tolerance in dataset["within"].values:
+        own = dataset.sel(within=tolerance)
+        value, predicted = float(own["smallest_horizon"]), float(own["predicted_horizon"])
+        far = f"more than the {largest} tried" if value > largest else f"the last {value:.0f} {steps}"
+        text = f"To stay within {tolerance:g} nats a token (KL) it must read {far} of {int(dataset.attrs['longest'])}"
+        if "smallest_horizon_low" in own:
+            text += f" [{float(own['smallest_horizon_low']):.0f}, {float(own['smallest_horizon_high']):.0f}]"
+        growth = (
+            f"norm growth predicts {predicted:.3g}" if np.isfinite(predicted) else "norm growth predicts none"
+        )
+        found.append(Finding(f"{text}; {growth}.", position=0))
+    return found
