@@ -7,18 +7,19 @@ with :math:`n\beta = n/\ln n` unless given. Source: E. Lau, Z. Furman, G. Wang, 
 learning coefficient", 2023 (arXiv 2308.12108); the temperature is that of WBIC (S. Watanabe 2013). It has no unit;
 d/2 at a minimum without degeneracy, less where directions are flat.
 
-Draws come from stochastic gradient Langevin dynamics, several chains at once. Burn-in is never averaged in, and
-:math:`L(w^*)` is taken over all of the data. A step size makes the estimate too large, to first order by
-:math:`\frac{\varepsilon}{8} E\lVert\nabla U\rVert^2`, which is reported beside it as ``llc_bias``.
+Draws come from Langevin dynamics, several chains at once. Step size, burn-in and length are found on the way
+(`assay.landscape.calibration`) unless given. Burn-in is never averaged in, and :math:`L(w^*)` is taken over all of the
+data. A step size makes the mean loss too large by a law that is exact in quadratic potentials; that bias is reported as
+``llc_bias`` and subtracted (`assay.landscape.estimators`).
 
 Cost: chains x (burn_in + draws) gradients of one batch. Limits: the coefficient is local, and only means
-something at a minimum; step size, length and localization are chosen by the user, and the checks say when badly.
+something at a minimum; chains explore flat directions slowly. The checks say when either was not so.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -26,15 +27,21 @@ import xarray as xr
 from numpy.random import SeedSequence
 from torch import Tensor, nn
 
-from assay.errors import BadInput
 from assay.estimates.checks import Check
-from assay.estimates.convergence import convergence
-from assay.estimates.estimate import mean_interval
-from assay.landscape.chains import Chains, walk
-from assay.landscape.gradients import mean_loss
+from assay.landscape.calibration import STOPPED, Aim, Run, run
+from assay.landscape.chains import Chains
+from assay.landscape.estimators import Draws, mean, named, slope, variance, wbic
+from assay.landscape.fluctuation import fluctuation
+from assay.landscape.frugal import Frugal
+from assay.landscape.gradients import everything
 from assay.landscape.learning_coefficient_checks import judge
+from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
-from assay.landscape.samplers import sgld
+from assay.landscape.minimum import Anchor, look
+from assay.landscape.probe import Probe
+from assay.landscape.samplers import sampler_of
+from assay.landscape.samplers.persistent import PersistentSGLD
+from assay.landscape.samplers.sampler import Sampler
 from assay.landscape.target import Data, Target, target
 from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
@@ -43,20 +50,12 @@ from assay.runs.result import Result
 
 TRACE = 1000
 """Steps of a trace that are kept for the picture, evenly spaced."""
-LINE = tuple(10.0**power for power in np.arange(-8, 2.5, 0.5))
-"""Step lengths at which a minimum is looked for downhill of the anchor, in units of 1 / n beta."""
-
-
-class Anchor(NamedTuple):
-    """What is known of the anchor before any chain starts.
-
-    Attributes:
-        loss: over all of the data, ().
-        downhill: n beta times the loss that a line search along the gradient gains, ().
-    """
-
-    loss: Tensor
-    downhill: Tensor
+MOMENTUM = 0.9
+"""Share of the momentum kept on all of the data: flat directions are explored 19 times as fast."""
+BATCH_WORK = 1e8
+"""Examples (or tokens) times parameters up to which each step takes all of the data."""
+STEPS, WORK = (2_000, 20_000), 3e12
+"""Fewest and most steps of a chain, and the parameters times examples times chains that a budget pays for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +65,44 @@ class LearningCoefficient(Measurement):
     Attributes:
         data: hash of the data, as `Target.data_hash` gives it.
         loss: name of the loss, as `loss_name` gives it.
-        step_size: epsilon of the sampler.
+        step_size: epsilon of the sampler; found in burn-in when "auto".
         n_beta: number of samples times inverse temperature; n / ln n when None.
         localization: gamma, the precision of the Gaussian that keeps chains near the anchor.
         chains: independent chains, at least 2.
-        draws: steps of each chain that are averaged, at least 8.
-        burn_in: steps before them, never averaged.
-        batch_size: examples in a batch; None takes all of the data at each step.
+        draws: steps of each chain that are averaged, at least 8; as many as `relative_error` needs when None.
+        burn_in: steps before them, never averaged; until nothing drifts when None.
+        batch_size: examples in a batch; None takes all of the data at each step, "auto" as many as are cheap.
+        sampler: by which steps; a name of `assay.landscape.samplers`.
+        momentum: of sampler "sgld": the share of its momentum that a step keeps, from 0 to below 1; 0.9 with all
+            of the data in each step and 0 with batches when None.
+        relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
+        bias_tolerance: what the step size may add before it is subtracted, as a share of the estimate.
+        budget: steps of each chain, burn-in included; between 2,000 and 20,000 by the work of a step when None.
+        second_temperature: walk as many chains again at n beta divided by this, above 1, and estimate from the slope
+            between both temperatures too; None for not.
+        fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
         chains_at_once: walk this many chains together; all of them when None. Fewer need less memory.
         seed: of noise and batches.
     """
 
     name: ClassVar[str] = "learning_coefficient"
+    revision: ClassVar[int] = 2
     data: str
     loss: str
-    step_size: float
+    step_size: float | Literal["auto"] = "auto"
     n_beta: float | None = None
     localization: float = 1.0
     chains: int = 8
-    draws: int = 1000
-    burn_in: int = 1000
-    batch_size: int | None = None
+    draws: int | None = None
+    burn_in: int | None = None
+    batch_size: int | Literal["auto"] | None = "auto"
+    sampler: str = "sgld"
+    momentum: float | None = None
+    relative_error: float = 0.02
+    bias_tolerance: float = 0.05
+    budget: int | None = None
+    second_temperature: float | None = None
+    fluctuation_draws: int = 0
     chains_at_once: int | None = None
     seed: int = 0
 
@@ -98,13 +114,35 @@ class LearningCoefficient(Measurement):
         """Give n beta: as set, or n / ln n."""
         return self.n_beta if self.n_beta is not None else model.n / math.log(model.n)
 
+    def batch(self, model: Target) -> int | None:
+        """Give the examples in a batch: as set, or as many as are cheap; None for all of the data."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        if sampler_of(self.sampler).exact or work(model, None) <= BATCH_WORK:
+            return None
+        return min(model.n, max(16, min(512, int(BATCH_WORK / work(model, 1)))))
+
+    def steps(self, model: Target) -> int:
+        """Give the budget: as set, or what the work of a step allows."""
+        if self.budget is not None:
+            return self.budget
+        fewest, most = STEPS
+        return int(min(most, max(fewest, WORK / (work(model, self.batch(model)) * self.chains))))
+
+    def stepping(self, model: Target) -> Sampler:
+        """Give the sampler."""
+        if self.sampler != "sgld":
+            return sampler_of(self.sampler)
+        kept = self.momentum if self.momentum is not None else 0.0 if self.batch(model) else MOMENTUM
+        return PersistentSGLD(kept) if kept else sampler_of("sgld")
+
     def plan(self, model: Target) -> Sequence[Unit]:
         """Groups of chains.
 
         Raises:
             BadInput: a setting out of range, or other data than those the settings name.
         """
-        self._require(model)
+        require(self, model)
         together = self.chains_at_once or self.chains
         return [
             Unit(f"chains-{start:03d}", {"start": start, "stop": stop}, cost=stop - start)
@@ -112,96 +150,147 @@ class LearningCoefficient(Measurement):
             for stop in [min(start + together, self.chains)]
         ]
 
-    def _require(self, model: Target) -> None:
-        needs = {
-            f"step_size={self.step_size}: it must be above 0": self.step_size > 0,
-            f"n_beta={self.n_beta}: it must be above 0": self.n_beta is None or self.n_beta > 0,
-            f"n_beta=None needs two examples or more, there are {model.n}": (self.n_beta or model.n) > 1
-            or self.n_beta is not None,
-            f"localization={self.localization}: it is not negative": self.localization >= 0,
-            f"chains={self.chains}: an interval needs at least 2": self.chains >= 2,
-            f"chains_at_once={self.chains_at_once}: walk at least 1": (self.chains_at_once or 1) >= 1,
-            f"draws={self.draws}: the diagnostics need at least 8": self.draws >= 8,
-            f"burn_in={self.burn_in}: it is not negative": self.burn_in >= 0,
-            f"seed={self.seed}: it is not negative": self.seed >= 0,
-            f"batch_size={self.batch_size}: a batch has an example or more": (self.batch_size or 1) >= 1
-            and self.batch_size != 0,
-            f"batch_size={self.batch_size} with {model.n} examples: take a smaller batch, or None for all": (
-                self.batch_size or 0
-            )
-            <= model.n,
-            "the settings name other data than those passed: build them from the same data": self.data
-            == model.data_hash(),
-        }
-        for message, holds in needs.items():
-            if not holds:
-                raise BadInput(f"{message}.")
-
     def prepare(self, model: Target) -> Anchor:
         """Look at the anchor: its loss over all of the data, and whether it is a minimum."""
-        n_beta, anchor = self.temperature(model), model.anchor()
-        loss, slope = _full(model, anchor)
-        if model.mask is not None:
-            slope = slope * model.mask
-        steps = [anchor - slope * (length / n_beta) for length in LINE]
-        lowest = min(float(_full(model, flat, gradient=False)[0]) for flat in steps)
-        return Anchor(loss, (n_beta * (loss - lowest)).clamp_min(0))
+        return look(model, self.temperature(model))
 
     def measure(self, model: Target, unit: Unit, shared: Anchor) -> Pieces:
-        """Walk a group of chains."""
+        """Walk a group of chains until it has its share of the precision asked for."""
         numbers = range(unit.detail["start"], unit.detail["stop"])
-        settings = (self.step_size, self.temperature(model), self.localization)
-        epsilon, beta, gamma = (torch.full((len(numbers),), value, dtype=torch.float64) for value in settings)
+        # one seed for each chain, the same in whatever group and at whatever temperature it walks
+        seeds = [int(SeedSequence([self.seed, number]).generate_state(1)[0]) for number in numbers]
+        ratios = [1.0] if self.second_temperature is None else [1.0, self.second_temperature]
+        n_beta = torch.tensor(ratios, dtype=torch.float64).reciprocal() * self.temperature(model)
+        n_beta = n_beta.repeat_interleave(len(seeds))
+        gamma = torch.full_like(n_beta, self.localization)
         masks = None if model.mask is None else model.mask[None]
-        # one seed for each chain, the same in whatever group it walks
-        seeds = tuple(int(SeedSequence([self.seed, number]).generate_state(1)[0]) for number in numbers)
-        traces = walk(
-            model, Chains(seeds, epsilon, beta, gamma, masks, self.batch_size), self.burn_in + self.draws
+        chains = Chains(
+            tuple(seeds * len(ratios)), torch.zeros_like(n_beta), n_beta, gamma, masks, self.batch(model)
         )
-        return {
-            "loss": traces.loss,
-            "squared_gradient": traces.squared_gradient,
-            "distance": traces.distance,
-            "anchor_loss": shared.loss,
-            "anchor_downhill": shared.downhill,
+        aim = Aim(
+            None if self.step_size == "auto" else self.step_size,
+            self.burn_in,
+            self.draws,
+            self.bias_tolerance,
+            # groups of chains are independent: each needs its share of the precision only
+            self.relative_error * math.sqrt(self.chains / len(seeds)),
+            self.steps(model),
+        )
+        found = run(model, chains, self.stepping(model), aim, float(shared.loss))
+        return {**self._pieces(model, chains, found, len(seeds)), **shared._asdict()}
+
+    def _pieces(self, model: Target, chains: Chains, found: Run, count: int) -> Pieces:
+        """Lay out what is kept of a group of chains; those at the second temperature have names of their own."""
+        traces = {name: getattr(found.walk, name).cpu() for name in ("loss", "bias", "virial", "distance")}
+        acceptance = torch.full_like(chains.n_beta, torch.nan)
+        if not isinstance(found.walking, Frugal):
+            acceptance = Probe(model, chains).acceptance(found.walking.position, found.step_size, self.seed)
+        pieces = {
+            **{f"trace_{name}": trace[:count] for name, trace in traces.items()},
+            **{f"second_{name}": traces[name][count:] for name in ("loss", "bias")},
+            "step_size": torch.full((count,), found.step_size, dtype=torch.float64),
+            "curvature": found.curvature[:count].clone(),
+            "acceptance": acceptance[:count].double().cpu(),
+            "burn_in": torch.tensor(found.burn_in),
+            "stopped": torch.tensor(STOPPED.index(found.stopped)),
         }
+        if self.fluctuation_draws:
+            beta = self.temperature(model) / model.n
+            values = fluctuation(model, found.walking, self.fluctuation_draws, beta)
+            pieces["singular_fluctuation"] = values[:count]
+        return pieces
 
     def combine(self, model: Target, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Estimate from the draws of the chains that did not diverge."""
         parts = list(pieces.values())
-        loss, squared, distance = (
-            torch.cat([part[name] for part in parts]).numpy()
-            for name in ("loss", "squared_gradient", "distance")
+        burn_in = min(int(part["burn_in"]) for part in parts)
+        length = min(part["trace_loss"].shape[1] - int(part["burn_in"]) for part in parts)
+        n_beta, baseline = self.temperature(model), float(parts[0]["loss"])
+
+        def together(name: str) -> np.ndarray:
+            """Align the groups at the end of burn-in: those that walked longer lose what the others lack."""
+            return torch.cat(
+                [
+                    part[name][:, start - burn_in : start + length]
+                    for part in parts
+                    for start in [int(part["burn_in"])]
+                ]
+            ).numpy()
+
+        loss, bias, virial, distance = (
+            together(f"trace_{name}") for name in ("loss", "bias", "virial", "distance")
         )
-        n_beta, baseline = self.temperature(model), float(parts[0]["anchor_loss"])
-        excess = n_beta * (loss - baseline)
-        kept = np.isfinite(excess).all(1)
-        after = slice(self.burn_in, None)
-        per_chain = np.where(kept, excess[:, after].mean(1), np.nan)
-        after_burn_in = torch.from_numpy(squared[kept, after])
-        variables: dict[str, Any] = {
-            **_summary(excess[kept, after]),
-            "llc_per_chain": ("chain", per_chain, {"allow_nan": True}),
-            "llc_bias": sgld.bias(torch.tensor(self.step_size), after_burn_in.mean()).item(),
+        kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
+        draws = Draws(loss[kept, after], bias[kept, after], n_beta, baseline)
+        parameters = int(model.mask.sum()) if model.mask is not None else model.d
+        hot = None
+        if self.second_temperature is not None:
+            hot = Draws(
+                together("second_loss")[kept, after],
+                together("second_bias")[kept, after],
+                n_beta / self.second_temperature,
+                baseline,
+            )
+        variables: dict[str, Any] = {**mean(draws), **self._others(model, draws, hot)}
+        variables["unexplored"] = (
+            1 - 2 * (virial - bias)[kept, after].mean() / parameters if kept.any() else np.nan
+        )
+        if self.fluctuation_draws:
+            each = torch.cat([part["singular_fluctuation"] for part in parts]).numpy()[kept]
+            variables |= named("singular_fluctuation", each)
+        per_chain = np.full(self.chains, np.nan)
+        per_chain[kept] = draws.excess.mean(1)
+        steps = np.unique(np.linspace(0, loss.shape[1] - 1, TRACE).round().astype(int))
+        trace, free = ("chain", "draw"), {"allow_nan": True}
+        variables |= {
+            "llc_per_chain": ("chain", per_chain, free),
+            **{
+                name: ("chain", torch.cat([part[name] for part in parts]).numpy(), free)
+                for name in ("step_size", "curvature", "acceptance")
+            },
             "diverged": ("chain", ~kept),
             "n_beta": n_beta,
             "anchor_loss": baseline,
-            "anchor_downhill": float(parts[0]["anchor_downhill"]),
+            "anchor_downhill": float(parts[0]["downhill"]),
+            "loss": (trace, loss[:, steps], free),
+            "distance": (trace, distance[:, steps], free),
         }
-        if (
-            self.batch_size is None and kept.any()
-        ):  # with batches the variance would be mostly that of the batches
-            variables["llc_variance"] = (n_beta**2 * loss[kept, after].var(1, ddof=1)).mean()
-        steps = np.unique(np.linspace(0, loss.shape[1] - 1, TRACE).round().astype(int))
-        trace = ("chain", "draw")
-        variables |= {
-            "loss": (trace, loss[:, steps], {"allow_nan": True}),
-            "distance": (trace, distance[:, steps], {"allow_nan": True}),
+        coords = {"chain": np.arange(self.chains), "draw": steps - burn_in}
+        stopped = STOPPED[max(int(part["stopped"]) for part in parts)]
+        attrs = {
+            **self._attrs(model),
+            "parameters": parameters,
+            "burn_in": burn_in,
+            "draws": length,
+            "stopped": stopped,
         }
-        coords = {"chain": np.arange(self.chains), "draw": steps - self.burn_in}
-        parameters = int(model.mask.sum()) if model.mask is not None else len(model.anchor())
-        attrs = {"model": model.source, "loss": self.loss, "parameters": parameters, "examples": model.n}
         return _finite_or_flagged(xr.Dataset(variables, coords, attrs))
+
+    def _others(self, model: Target, draws: Draws, hot: Draws | None) -> dict[str, float]:
+        """Estimate in other ways."""
+        found: dict[str, float] = {}
+        if len(draws.loss) >= 2:
+            if self.batch(model) is None:  # with batches the variance would be mostly that of the batches
+                found |= variance(draws)
+            if hot is not None:
+                found |= slope(draws, hot)
+            if self.n_beta is None:
+                found |= wbic(mean(draws), model.n, draws.n_beta, draws.baseline)
+        return found
+
+    def _attrs(self, model: Target) -> dict[str, Any]:
+        """Say what was estimated, and by which settings where they were found."""
+        stepping = self.stepping(model)
+        return {
+            "model": model.source,
+            "loss": self.loss,
+            "examples": model.n,
+            "batch_size": self.batch(model) or model.n,
+            "sampler": stepping.name,
+            "momentum": getattr(stepping, "momentum", 0.0),
+            "relative_error": self.relative_error,
+            "bias_tolerance": self.bias_tolerance,
+        }
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
         """Judge the chains, the anchor and the step size."""
@@ -209,9 +298,9 @@ class LearningCoefficient(Measurement):
 
     def memory(self, model: Target) -> int:
         """Positions, gradients and noise of the chains walked together, and the traces of all."""
-        together = self.chains_at_once or self.chains
-        buffers = 5 * together * len(model.anchor()) * model.dtype.itemsize
-        return buffers + 3 * 8 * self.chains * (self.burn_in + self.draws)
+        together = (self.chains_at_once or self.chains) * (1 if self.second_temperature is None else 2)
+        buffers = 6 * together * model.d * model.dtype.itemsize
+        return buffers + 5 * 8 * self.chains * self.steps(model)
 
 
 def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of the sampler)
@@ -219,16 +308,23 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     loss: Loss | str | None,
     data: Data,
     *,
-    step_size: float,
     n_beta: float | None = None,
+    step_size: float | Literal["auto"] = "auto",
     localization: float = 1.0,
     chains: int = 8,
-    draws: int = 1000,
-    burn_in: int = 1000,
-    batch_size: int | None = None,
-    chains_at_once: int | None = None,
+    draws: int | None = None,
+    burn_in: int | None = None,
+    batch_size: int | Literal["auto"] | None = "auto",
+    sampler: str = "sgld",
+    momentum: float | None = None,
     mask: Mapping[str, Tensor] | str | None = None,
     seed: int = 0,
+    relative_error: float = 0.02,
+    bias_tolerance: float = 0.05,
+    budget: int | None = None,
+    second_temperature: float | None = None,
+    fluctuation_draws: int = 0,
+    chains_at_once: int | None = None,
     source: str | None = None,
     **run: Unpack[RunOptions],
 ) -> Result:
@@ -243,26 +339,36 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
             for a loaded language model is the next token's.
         data: a tensor, a tuple of tensors, a ``Dataset`` or a ``DataLoader``; for a loaded language model also the
             path of a text or token file.
-        step_size: epsilon; look at ``llc_bias`` and check L204 to choose it.
         n_beta: number of samples times inverse temperature; n / ln n when not given.
+        step_size: epsilon; found in burn-in unless given.
         localization: gamma.
         chains: independent chains.
-        draws: steps of each chain that are averaged.
-        burn_in: steps before them.
-        batch_size: examples in a batch; all of the data when not given.
-        chains_at_once: walk fewer chains together, to need less memory.
+        draws: steps of each chain that are averaged; as many as `relative_error` needs when not given.
+        burn_in: steps before them; until nothing drifts when not given.
+        batch_size: examples in a batch; None takes all of the data at each step, "auto" as many as are cheap.
+        sampler: by which steps: "sgld", "psgld", "sghmc", "sgnht", "baoab", or on all of the data "mala" or "hmc".
+        momentum: of "sgld": the share of its momentum that a step keeps. 0.9 with all of the data in each step and
+            0, which is plain Langevin dynamics, with batches when not given.
         mask: parameter name -> bool tensor, true where it moves; parameters not named stay. Or words: ``"head.3.5"``
             or ``"mlp.3"`` of a loaded language model, ``"layers.0.*"`` of any module.
         seed: of noise and batches.
+        relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
+        bias_tolerance: what the step size may add before it is subtracted, as a share of the estimate.
+        budget: steps of each chain, burn-in included; between 2,000 and 20,000 when not given.
+        second_temperature: walk as many chains again at n beta divided by this, and estimate from the slope too.
+        fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
+        chains_at_once: walk fewer chains together, to need less memory.
         source: what run folders call the module; its class when not given.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
     Returns:
         A result whose dataset holds ``llc`` with ``llc_stderr``, ``llc_low`` and ``llc_high`` (Student's t over
-        chains, which are independent, and never narrower than ``llc_mcse`` allows), ``llc_per_chain`` (chain),
-        ``llc_bias`` (first-order bias of the step size, not subtracted), ``llc_mcse``, ``r_hat``, ``ess``,
-        ``drift`` with ``drift_stderr``, the traces ``loss`` and ``distance`` (chain, draw; negative draws are
-        burn-in), and with all data in each step ``llc_variance``, the estimate from the variance of the loss.
+        chains, which are independent, and never narrower than ``llc_mcse`` allows), which is ``llc_raw`` less
+        ``llc_bias``, the first-order bias of the step size; ``llc_per_chain`` (chain); where asked for or possible
+        ``llc_variance``, ``llc_slope``, ``wbic`` and ``singular_fluctuation``; ``llc_mcse``, ``r_hat``, ``ess``,
+        ``drift`` and ``unexplored``; per chain ``step_size``, ``curvature``, ``acceptance``, ``diverged``; and the
+        traces ``loss`` and ``distance`` (chain, draw; negative draws are burn-in). ``attrs["stopped"]`` says whether
+        the interval is as narrow as asked or the budget was spent.
 
     What cannot be sampled, and a setting out of range, is `BadInput`.
     """
@@ -277,53 +383,29 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         draws=draws,
         burn_in=burn_in,
         batch_size=batch_size,
+        sampler=sampler,
+        momentum=momentum,
+        relative_error=relative_error,
+        bias_tolerance=bias_tolerance,
+        budget=budget,
+        second_temperature=second_temperature,
+        fluctuation_draws=fluctuation_draws,
         chains_at_once=chains_at_once,
         seed=seed,
     )
     return perform(measurement, model, **run)
 
 
-def _full(model: Target, flat: Tensor, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
-    """Give the mean loss over all of the data in float64, and its gradient (zero where not asked)."""
-    function, total = mean_loss(model), torch.zeros((), dtype=torch.float64, device=flat.device)
-    leaf, slope = flat.detach().requires_grad_(gradient), torch.zeros_like(flat)
-    with model.evaluating(), torch.set_grad_enabled(gradient):
-        for batch in model.blocks():
-            share = len(batch[0]) / model.n
-            value = function(leaf, batch)
-            total += share * value.detach()
-            if gradient:
-                slope += share * torch.autograd.grad(value, leaf)[0]
-    return total, slope
-
-
-def _summary(excess: np.ndarray) -> dict[str, Any]:
-    """Estimate from the draws (chain, draw) of n beta (L - L*); NaN with fewer than two chains."""
-    nothing = dict.fromkeys(("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse", "r_hat", "ess"), np.nan)
-    if len(excess) < 2:
-        return {**nothing, "drift": np.nan, "drift_stderr": np.nan}
-    half = excess.shape[1] // 2
-    drift, drift_stderr, *_ = mean_interval(excess[:, half:].mean(1) - excess[:, :half].mean(1))
-    value, stderr, low, high = (float(part) for part in mean_interval(excess.mean(1)))
-    judged = convergence(excess)
-    # a few chains may agree by luck: never narrower than what the autocorrelation of the draws allows
-    wider = max(1.0, judged.mcse / stderr) if stderr > 0 else 1.0
-    return {
-        "llc": value,
-        "llc_stderr": wider * stderr,
-        "llc_low": value - wider * (value - low),
-        "llc_high": value + wider * (high - value),
-        "llc_mcse": judged.mcse,
-        "r_hat": judged.r_hat,
-        "ess": judged.ess,
-        "drift": drift,
-        "drift_stderr": drift_stderr,
-    }
+def work(model: Target, examples: int | None) -> int:
+    """Give the parameters times the examples (or tokens) of a step of one chain; None for all of the data."""
+    each = model.data[0][0]
+    tokens = 1 if each.is_floating_point() else max(1, each.numel())
+    return model.d * tokens * (everything(model)[0].shape[1] if examples is None else examples)
 
 
 def _finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:
-    """Allow NaN where chains diverged: their own check says so, and says which."""
-    if bool(dataset["diverged"].any()):
+    """Allow NaN where chains diverged or there is no coefficient: their own checks say so, and say which."""
+    if bool(dataset["diverged"].any()) or bool(dataset["llc"].isnull()):
         for variable in dataset.data_vars.values():
             variable.attrs["allow_nan"] = True
             if variable.dtype.kind == "f":

@@ -1,11 +1,17 @@
 """Judging an estimate of the learning coefficient, from its dataset alone."""
 
+import math
+
 import xarray as xr
 
 from assay.estimates.checks import Check
 
-BIAS = 0.05
-"""Share of the estimate that the step size may add before a warning; twice that fails."""
+BIAS = 0.15
+"""Share of the estimate that the step size may add, before it is subtracted, before a warning; twice that fails."""
+UNEXPLORED = 0.5
+"""Share of the directions that are still free above which there is a warning."""
+ACCEPTED = 0.5
+"""Share of steps that a Metropolis test should accept."""
 
 
 def judge(dataset: xr.Dataset) -> list[Check]:
@@ -20,7 +26,9 @@ def judge(dataset: xr.Dataset) -> list[Check]:
         _draws(dataset),
         _drift(dataset),
         _bias(dataset),
-        _distance(dataset),
+        _unexplored(dataset),
+        _width(dataset),
+        _acceptance(dataset),
     ]
 
 
@@ -32,17 +40,17 @@ def _diverged(dataset: xr.Dataset) -> Check:
     left = dataset.sizes["chain"] - len(chains)
     message = f"Chains {', '.join(map(str, chains))} ended in NaN or infinity; {left} are left."
     # chains that survive beside diverged ones are those that happened to stay where the loss is low
-    return Check(code, title, "fail", float(len(chains)), message, "Take a step size a third as large.")
+    remedy = "Leave the step size to be found, or take one a third as large."
+    return Check(code, title, "fail", float(len(chains)), message, remedy)
 
 
 def _minimum(dataset: xr.Dataset) -> Check:
     code, title = "L202", "the anchor is not a minimum"
-    gain, llc = float(dataset["anchor_downhill"]), float(dataset["llc"])
-    high = float(dataset["llc_high"])
+    gain, found = float(dataset["anchor_downhill"]), float(dataset["llc_raw"])
     message = f"Going straight downhill from the anchor gains {gain:.3g} in units of the estimate."
-    if high < 0:
-        message = f"Chains found lower loss than the anchor's: the estimate is {llc:.3g}, below zero."
-    elif gain <= max(0.5, 0.02 * llc):
+    if math.isnan(float(dataset["llc"])) and found < 0:
+        message = f"Chains found lower loss than the anchor's, by {-found:.3g} in units of the estimate: there is none."
+    elif gain <= max(0.5, 0.02 * found):
         return Check(code, title, "pass", gain, message)
     remedy = (
         "Train further; away from a minimum there is no learning coefficient, and the number means nothing."
@@ -53,8 +61,8 @@ def _minimum(dataset: xr.Dataset) -> Check:
 def _agreement(dataset: xr.Dataset) -> Check:
     r_hat = float(dataset["r_hat"])
     message = f"Split R-hat is {r_hat:.3f}."
-    remedy = "The chains are not yet in one place: more burn-in and more draws."
-    return _graded("L203", "chains disagree", r_hat, (1.05, 1.2), message, remedy)
+    remedy = "The chains are not yet in one place: more burn-in and more draws, or a larger budget."
+    return _graded("L203", "chains disagree", r_hat, (1.1, 1.3), message, remedy)
 
 
 def _drift(dataset: xr.Dataset) -> Check:
@@ -62,15 +70,16 @@ def _drift(dataset: xr.Dataset) -> Check:
     share = abs(drift) / max(abs(float(dataset["llc"])), 1e-12)
     message = f"The second half of the draws lies {drift:+.3g} (standard error {stderr:.2g}) from the first."
     significant = abs(drift) > 3 * stderr and share > 0.02
-    remedy = "The chains are still on their way: more burn-in."
+    remedy = "The chains are still on their way: more burn-in, or a larger budget."
     return _graded("L205", "still drifting", share if significant else 0.0, (0.02, 0.1), message, remedy)
 
 
 def _bias(dataset: xr.Dataset) -> Check:
     share = float(dataset["llc_bias"]) / max(abs(float(dataset["llc"])), 1e-12)
-    message = f"The step size adds about {share:.1%} to the estimate, to first order."
+    message = f"The step size added {share:.1%} of the estimate, to first order; that is subtracted."
     remedy = (
-        f"Take a step size {share / 0.02:.0f} times smaller, and as many times more steps, or a larger batch."
+        f"Leave the step size to be found, or take one {max(share / 0.05, 2):.0f} times smaller and as many times "
+        "more steps; or a larger batch."
     )
     return _graded("L204", "the step size is too large", share, (BIAS, 2 * BIAS), message, remedy)
 
@@ -80,22 +89,42 @@ def _draws(dataset: xr.Dataset) -> Check:
     message = f"The draws are worth {ess:.0f} independent ones."
     if ess >= 100:
         return Check(code, title, "pass", ess, message)
-    return Check(code, title, "warn", ess, message, "Take more draws, or a larger step size if L204 passes.")
+    return Check(code, title, "warn", ess, message, "Take more draws, or a larger budget.")
 
 
-def _distance(dataset: xr.Dataset) -> Check:
-    """Compare the distance from the anchor in the last quarter of the draws with the quarter before."""
-    kept = (
-        dataset["distance"].isel(chain=~dataset["diverged"].to_numpy()).where(dataset["draw"] >= 0, drop=True)
+def _unexplored(dataset: xr.Dataset) -> Check:
+    code, title, share = "L207", "flat directions are not explored", float(dataset["unexplored"])
+    message = f"{max(share, 0.0):.0%} of the directions are still free: the chains move away from the anchor."
+    if share <= UNEXPLORED:
+        return Check(code, title, "pass", share, message)
+    remedy = (
+        "The number is that of the neighbourhood that was reached. A larger localization makes it one that chains "
+        "explore; a larger budget lets them walk further."
     )
-    quarter = max(kept.sizes["draw"] // 4, 1)
-    before, last = (
-        float(kept.isel(draw=part).mean()) for part in (slice(-2 * quarter, -quarter), slice(-quarter, None))
+    return Check(code, title, "warn", share, message, remedy)
+
+
+def _width(dataset: xr.Dataset) -> Check:
+    llc = max(abs(float(dataset["llc"])), 1e-12)
+    share = (float(dataset["llc_high"]) - float(dataset["llc_low"])) / 2 / llc
+    ended = dataset.attrs["stopped"]
+    message = (
+        f"The interval reaches {share:.1%} of the estimate to either side; the run ended by its {ended}."
     )
-    growth = last / before - 1 if before > 0 else 0.0
-    message = f"In the last quarter of the draws the chains moved {growth:+.1%} further from the anchor."
-    remedy = "Flat directions are not yet explored: a larger localization holds them, or take more burn-in."
-    return _graded("L207", "moving away from the anchor", growth, (0.1, 0.5), message, remedy)
+    remedy = "Take a larger budget, more draws or more chains."
+    return _graded("L208", "the interval is wide", share, (0.1, 0.25), message, remedy)
+
+
+def _acceptance(dataset: xr.Dataset) -> Check:
+    code, title = "L209", "steps would be refused"
+    rate = float(dataset["acceptance"].mean())
+    if math.isnan(rate):
+        return Check(code, title, "pass", None, "Not looked at: the module is too large.")
+    message = f"A Metropolis test on a fixed batch would accept {rate:.0%} of the steps."
+    if rate >= ACCEPTED:
+        return Check(code, title, "pass", rate, message)
+    remedy = "Take a smaller step size, or a lower bias_tolerance."
+    return Check(code, title, "warn", rate, message, remedy)
 
 
 def _graded(

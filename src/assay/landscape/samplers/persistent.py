@@ -8,12 +8,13 @@ of the momentum is kept instead,
 
 so that c = 0 is stochastic gradient Langevin dynamics, step for step. In a quadratic mode of curvature H the leapfrog
 step conserves :math:`H (1 - \varepsilon H / 4) w^2 + p^2`, whatever c; so the draws have the same variance
-:math:`1/(H(1 - \varepsilon H/4))`, and E[U] the same bias :math:`\frac{\varepsilon}{8} E\lVert\nabla U\rVert^2`, as without
-momentum, while a flat direction is explored (1 + c) / (1 - c) times as fast. The kept part is the partial refreshment of
-A. Horowitz 1991, Physics Letters B 268.
+:math:`1/(H(1 - \varepsilon H/4))` and E[U] the same bias :math:`\frac{\varepsilon}{8} E\lVert\nabla U\rVert^2` as
+without momentum, while a flat direction is explored (1 + c) / (1 - c) times as fast. The kept part is the partial
+refreshment of A. Horowitz 1991, Physics Letters B 268.
 
 The choice of a batch heats what is kept: with slopes whose covariance is C on top, the bias grows by
-:math:`\frac{\varepsilon}{4}\frac{c}{1 - c} \operatorname{tr} C`, which the law above leaves out. So it wants all of the data.
+:math:`\frac{\varepsilon}{4}\frac{c}{1 - c} \operatorname{tr} C`, which the law above leaves out. So it wants all of the
+data in each step.
 """
 
 from dataclasses import dataclass

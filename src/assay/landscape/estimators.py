@@ -1,0 +1,118 @@
+r"""Estimators of the learning coefficient from the losses of chains.
+
+With :math:`b_t` what each draw adds to the first-order bias of the sampler (for Langevin dynamics
+:math:`\frac{\varepsilon}{8} \lVert\nabla U\rVert^2`, exact in a quadratic potential):
+
+- mean: :math:`n\beta\,(E[L] - L^*) - E[b]`;
+- variance, on all of the data: :math:`(n\beta)^2 \mathrm{Var}(L) - 2 E[b]`, which needs no :math:`L^*`;
+- slope, from two temperatures: :math:`(E_2[L] - E_1[L]) / (1/(n\beta)_2 - 1/(n\beta)_1)`, which needs none either;
+- WBIC: :math:`n E[L]` at :math:`n\beta = n/\ln n` (S. Watanabe 2013, JMLR 14:867).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from assay.estimates.convergence import convergence
+from assay.estimates.estimate import mean_interval
+from assay.landscape.chains import Walk
+
+NUMBERS = ("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse", "r_hat", "ess", "drift", "drift_stderr")
+"""What `summary` gives."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of chains at one temperature that did not diverge.
+
+    Attributes:
+        loss: (chain, draw).
+        bias: what each adds to the first-order bias, (chain, draw).
+        n_beta: number of samples times inverse temperature.
+        baseline: loss at the anchor, L*.
+    """
+
+    loss: np.ndarray
+    bias: np.ndarray
+    n_beta: float
+    baseline: float
+
+    @property
+    def excess(self) -> np.ndarray:
+        """Excess loss n beta (L - L*) less the bias, (chain, draw)."""
+        return self.n_beta * (self.loss - self.baseline) - self.bias
+
+
+def mean(draws: Draws) -> dict[str, Any]:
+    """Estimate from the mean loss, with the diagnostics of the chains; NaN where they found lower loss than L*."""
+    found = {
+        **summary(draws.excess),
+        "llc_raw": float(draws.n_beta * (draws.loss.mean() - draws.baseline)) if draws.loss.size else np.nan,
+        "llc_bias": float(draws.bias.mean()) if draws.bias.size else np.nan,
+    }
+    if found["llc_high"] < 0:
+        found |= dict.fromkeys(("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse"), np.nan)
+    return found
+
+
+def variance(draws: Draws) -> dict[str, float]:
+    """Estimate from the variance of the loss over all of the data, chain by chain; needs two chains."""
+    # per quadratic mode the step size adds twice to the variance what it adds to the mean
+    each = draws.n_beta**2 * draws.loss.var(1, ddof=1) - 2 * draws.bias.mean(1)
+    return named("llc_variance", each)
+
+
+def slope(cold: Draws, hot: Draws) -> dict[str, float]:
+    """Estimate from the same chains at two temperatures, pair by pair; needs two pairs."""
+    levels = [draws.loss.mean(1) - draws.bias.mean(1) / draws.n_beta for draws in (cold, hot)]
+    return named("llc_slope", (levels[1] - levels[0]) / (1 / hot.n_beta - 1 / cold.n_beta))
+
+
+def wbic(found: Mapping[str, Any], n: int, n_beta: float, baseline: float) -> dict[str, float]:
+    """Give n E[L] at the temperature of WBIC, with its interval."""
+    scale = n / n_beta
+    ends = {f"wbic{end}": n * baseline + scale * found[f"llc{end}"] for end in ("", "_low", "_high")}
+    return {**ends, "wbic_stderr": scale * found["llc_stderr"]}
+
+
+def named(name: str, each: np.ndarray) -> dict[str, float]:
+    """Give the mean over chains with its interval, as variables of that name."""
+    parts = (float(part) for part in mean_interval(each))
+    return dict(zip((name, f"{name}_stderr", f"{name}_low", f"{name}_high"), parts, strict=True))
+
+
+def corrected(walk: Walk, n_beta: Tensor, baseline: float) -> np.ndarray:
+    """Give n beta (L - L*) less the bias of each draw, (chain, step).
+
+    Args:
+        walk: traces.
+        n_beta: of each chain, (chain, 1).
+        baseline: L*.
+    """
+    return (n_beta * (walk.loss.cpu() - baseline) - walk.bias.cpu()).numpy()
+
+
+def summary(excess: np.ndarray) -> dict[str, Any]:
+    """Estimate from the draws (chain, draw) of n beta (L - L*); NaN with fewer than two chains."""
+    if len(excess) < 2:
+        return dict.fromkeys(NUMBERS, np.nan)
+    half = excess.shape[1] // 2
+    drift, drift_stderr, *_ = mean_interval(excess[:, half:].mean(1) - excess[:, :half].mean(1))
+    value, stderr, low, high = (float(part) for part in mean_interval(excess.mean(1)))
+    judged = convergence(excess)
+    # a few chains may agree by luck: never narrower than what the autocorrelation of the draws allows
+    wider = max(1.0, judged.mcse / stderr) if stderr > 0 else 1.0
+    return {
+        "llc": value,
+        "llc_stderr": wider * stderr,
+        "llc_low": value - wider * (value - low),
+        "llc_high": value + wider * (high - value),
+        "llc_mcse": judged.mcse,
+        "r_hat": judged.r_hat,
+        "ess": judged.ess,
+        "drift": float(drift),
+        "drift_stderr": float(drift_stderr),
+    }
