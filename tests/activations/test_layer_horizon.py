@@ -138,8 +138,8 @@ def test_a_model_that_reads_one_block_back_has_that_horizon(make_tiny_llama: Any
     result = look(model, inputs, value="zero", keep_first=False, tolerances=(1e-3,), baseline_inputs=2)
     dataset = result.dataset
     assert dataset["horizon"].values.tolist() == [1, 2, 3, 4]
-    assert float(dataset["smallest_horizon"]) == 2
-    assert float(dataset["smallest_horizon_low"]) == float(dataset["smallest_horizon_high"]) == 2
+    assert float(dataset["smallest_horizon"][0]) == 2
+    assert float(dataset["smallest_horizon_low"][0]) == float(dataset["smallest_horizon_high"][0]) == 2
     codes = {check.code: check.verdict for check in result.checks}
     assert (codes["H301"], codes["H303"], codes["H304"]) == ("pass", "pass", "pass")
     tried = look(model, inputs[:3], value="zero", keep_first=False, tolerances=(1e-3,), horizons=(1,))
