@@ -237,12 +237,11 @@ class NormReport(Measurement):
         if isinstance(doubled.module, PreTrainedModel):  # the grouped kernel of mixtures knows no float64
             doubled.module.set_experts_implementation("eager")
         rows = self.inputs[: self.float64_inputs]
+        others = [_logits(model, row) for row in rows] if way == "original" else []
         try:
             with KeepFloat64():
                 exact = [_logits(doubled, row) for row in rows]
-                if way == "original":
-                    others = [_logits(model, row) for row in rows]
-                else:
+                if way != "original":
                     changed = islice(self._changed(doubled, way), len(rows))
                     others = [_logits(copied, row) for copied, row in changed]
         except RuntimeError:  # code of the module's own that insists on a dtype

@@ -95,8 +95,6 @@ def load(
         found = "a file of another kind" if Path(source).exists() else "nothing"
         raise BadInput(f"Cannot load {str(source)!r}: there is {found} at that path. Accepted are {SOURCES}.")
     files = _weight_files(folder)
-    if norms not in ("kept", "identity"):
-        raise BadInput(f"norms={norms!r}: expected 'kept' or 'identity'")
     if norms == "kept":
         require_range(str(source), json.loads((folder / "config.json").read_text()), target)
     tokenizer = _tokenizer(folder, trust_remote_code)

@@ -22,10 +22,10 @@ EXACT = 1e-11  # float64: logits of size 10, products of hundreds of terms in an
 ROUNDING = 5e-5  # float32, relative to the largest logit
 NO_FLOAT64 = {"xglm"}  # its own code masks with a float32 minimum
 KINDS = (
-    "gpt2", "gpt_neox-sequential", "bloom", "opt-post-norm", "llama-tied", "gemma2", "gemma3", "qwen3", "olmo2", "mixtral",
-    "cohere", "phi",
+    "gpt2", "gpt_neox-sequential", "bloom", "opt-post-norm", "llama-tied", "gemma2", "gemma3", "qwen3", "olmo2",
+    "mixtral", "cohere", "phi",
 )  # fmt: skip
-"""LayerNorm and RMSNorm, 1 + w, before and after, of queries and keys, of heads, of sums, of embeddings, before experts."""
+"""LayerNorm and RMSNorm, 1 + w, before and after, of queries and keys, of sums, of embeddings, before experts."""
 HAND = ("gpt2", "llama", "gemma")
 
 

@@ -25,7 +25,7 @@ from assay.models.norms.fixed import FixedNorm
 from assay.models.norms.fixing import remove_in_place
 from assay.models.quiet import no_progress_bar
 
-EPSILON = 1e12
+EPSILON, LEAST = 1e12, 1e6
 PROBE_LENGTH = 12
 AGREEMENT = 1e-3
 """How far the written model's logits may be from the given one's, relative to the largest."""
@@ -48,8 +48,8 @@ def export(model: Model, folder: str | Path, *, epsilon: float = EPSILON) -> Pat
         BadInput: a norm is live or has scales of its own at some positions, the weights would overflow, the format
             has no place for something, or the written model does not give the logits of this one.
     """
-    if not epsilon >= DISABLED:
-        raise BadInput(f"epsilon={epsilon:g}: norms are switched off from {DISABLED:g} on")
+    if not epsilon >= LEAST:
+        raise BadInput(f"epsilon={epsilon:g}: give at least {LEAST:g}, or norms are not switched off")
     norms = find_norms(model)
     for norm in norms:
         _require_constant(model, norm)

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ KNOWN = 1e-6
 """How far a norm may be from the equation it is taken for, relative to its largest output, in float64."""
 HUGE = 1e15
 """A probe in which every epsilon is lost."""
-DISABLED = 1e6
+DISABLED = 1e5
 """An epsilon from here on is there to switch a norm off: the relative error of its scale is var / (2 epsilon)."""
 
 CONFIGURED = (
@@ -100,6 +101,10 @@ class _Seen:
     perturbations: list[Tensor] = field(default_factory=list)
 
 
+_Outputs = dict[int, tuple[str, Tensor, Tensor]]
+"""By the storage that holds it: the norm's path, its output, and its perturbed output."""
+
+
 def find_norms(model: Model) -> list[Norm]:
     """Find every norm that a forward pass comes by, in its order.
 
@@ -159,38 +164,16 @@ def _traced(
     """Inputs of each norm reached, the linear layers that read it, and whether nothing else does."""
     seen: dict[str, _Seen] = {}
     readers: dict[str, list[str]] = {path: [] for path in candidates}
-    of_output: dict[int, tuple[str, Tensor, Tensor]] = {}
-
-    def watch_norm(path: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            found = seen.setdefault(path, _Seen())
-            perturbation = torch.zeros_like(output, requires_grad=True)
-            perturbed = output + perturbation  # a storage of its own
-            found.shapes.append(args[0].shape)
-            found.perturbations.append(perturbation)
-            of_output[perturbed.untyped_storage().data_ptr()] = (path, output, perturbed)
-            return perturbed
-
-        return hook
-
-    def watch_linear(path: str) -> Any:
-        def hook(__: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            found = of_output.get(args[0].untyped_storage().data_ptr())
-            if found is None or found[2].numel() != args[0].numel():
-                return None
-            path_of, output, _ = found
-            if path not in readers[path_of]:
-                readers[path_of].append(path)
-            return (output.reshape(args[0].shape), *args[1:])
-
-        return hook
+    of_output: _Outputs = {}
 
     with ExitStack() as stack, torch.enable_grad():
         for path, norm in candidates.items():
-            stack.callback(norm.register_forward_hook(watch_norm(path)).remove)
+            stack.callback(norm.register_forward_hook(partial(_perturb, path, seen, of_output)).remove)
         for path, layer in model.module.named_modules():
             if isinstance(layer, Linear):
-                stack.callback(layer.register_forward_pre_hook(watch_linear(path)).remove)
+                stack.callback(
+                    layer.register_forward_pre_hook(partial(_spare, path, readers, of_output)).remove
+                )
         total = torch.zeros((), device=model.device, requires_grad=True)
         for length in LENGTHS:
             ids = torch.arange(length, device=model.device).remainder(model.parts.vocabulary)[None]
@@ -198,6 +181,37 @@ def _traced(
             logits = output if isinstance(output, Tensor) else output.logits
             total = total + logits.float().sum()
         return seen, readers, _only(seen, total)
+
+
+def _perturb(
+    path: str,
+    seen: dict[str, _Seen],
+    of_output: _Outputs,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor,
+) -> Tensor:
+    """Give what reads a norm a perturbed copy of its output, in a storage of its own."""
+    found = seen.setdefault(path, _Seen())
+    perturbation = torch.zeros_like(output, requires_grad=True)
+    perturbed = output + perturbation
+    found.shapes.append(args[0].shape)
+    found.perturbations.append(perturbation)
+    of_output[perturbed.untyped_storage().data_ptr()] = (path, output, perturbed)
+    return perturbed
+
+
+def _spare(
+    path: str, readers: dict[str, list[str]], of_output: _Outputs, _: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
+    """Give a linear layer that reads a norm the output without its perturbation."""
+    found = of_output.get(args[0].untyped_storage().data_ptr())
+    if found is None or found[2].numel() != args[0].numel():
+        return None
+    norm, output, _perturbed = found
+    if path not in readers[norm]:
+        readers[norm].append(path)
+    return (output.reshape(args[0].shape), *args[1:])
 
 
 def _only(seen: Mapping[str, _Seen], total: Tensor) -> dict[str, bool]:
@@ -245,10 +259,7 @@ def constants(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[boo
         return module.centring, 0.0, gain, bias
     twin = copy.deepcopy(module).double()
 
-    def run(x: Tensor) -> Tensor:
-        with KeepFloat64(), torch.no_grad():
-            return cast("Tensor", twin(x))
-
+    run = partial(_run, twin)
     steps = torch.linspace(-1.0, 2.0, shape[-1], dtype=torch.float64, device=device)
     probe, other = steps.cos().expand(shape), (2 * steps).sin().expand(shape)
     bias = run(0 * probe)
@@ -264,6 +275,11 @@ def constants(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[boo
             "fixed"
         )
     return centring, measured, gain, bias
+
+
+def _run(norm: nn.Module, x: Tensor) -> Tensor:
+    with KeepFloat64(), torch.no_grad():
+        return cast("Tensor", norm(x))
 
 
 def _direction(x: Tensor, centring: bool, eps: float) -> Tensor:

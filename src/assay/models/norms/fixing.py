@@ -10,6 +10,7 @@ identity is left.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -216,17 +217,15 @@ def norm_scales(model: Model, norms: Sequence[Norm], tokens: Tokens) -> list[Ten
     """
     found: dict[str, Tensor] = {}
 
-    def watch(norm: Norm) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            found[norm.name] = divisor(module, args[0])
-
-        return hook
-
     with torch.no_grad(), ExitStack() as stack:
         for norm in norms:
-            stack.callback(norm.module.register_forward_pre_hook(watch(norm)).remove)
+            stack.callback(norm.module.register_forward_pre_hook(partial(_watch, found, norm.name)).remove)
         model.module(input_ids=torch.tensor([tokens], device=model.device), **few_logits(model))
     return [found[norm.name] for norm in norms]
+
+
+def _watch(found: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    found[name] = divisor(module, args[0])
 
 
 def _chosen(model: Model, norms: Sequence[Norm], only: Sequence[str]) -> list[Norm]:

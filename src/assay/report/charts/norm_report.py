@@ -13,6 +13,7 @@ from assay.report.theme import finished
 _WAYS, _SCALES, _LOSSES = "norm_ways", "norm_scales", "norm_losses"
 _ROW = 22
 _LINE = "#4c78a8"  # seen on light and on dark pages
+_LOG = alt.Scale(type="log")
 _LEAST = 1e-18
 """Zero on a logarithmic axis."""
 
@@ -27,40 +28,48 @@ def chart(dataset: xr.Dataset) -> alt.VConcatChart:
         An Altair chart in the light theme: what each way changes in logits, KL and loss, above the norms' scales.
     """
     ways, scales, losses = way_frame(dataset), scale_frame(dataset), loss_frame(dataset)
-    upper = alt.hconcat(_differences(), _kl(ways), _losses(dataset))
-    picture = alt.vconcat(upper, _heatmap(dataset)).resolve_scale(color="independent")
+    upper = alt.hconcat(_differences(ways), _kl(ways), _losses(dataset)).resolve_scale(
+        color="independent", shape="independent"
+    )
+    picture = alt.vconcat(upper, _heatmap(dataset)).resolve_scale(color="independent", shape="independent")
     return finished(picture, {_WAYS: ways, _SCALES: scales, _LOSSES: losses})
 
 
-def _differences() -> alt.Chart:
+def _differences(ways: pd.DataFrame) -> Any:
     """Largest difference of a logit in both precisions: what is exact falls with the precision."""
-    return (
-        alt.Chart(alt.NamedData(name=_WAYS), width=210, height=alt.Step(_ROW))
+    base = alt.Chart(alt.NamedData(name=_WAYS), width=230, height=alt.Step(_ROW))
+    points = (
+        base.transform_filter("isValid(datum.difference)")
         .mark_point(filled=True, size=50)
         .encode(
-            y=alt.Y("way:N", sort=None, title=None),
-            x=alt.X(
-                "difference:Q",
-                title="largest logit difference",
-                scale=alt.Scale(type="log"),
-                axis=_log_axis(),
-            ),
+            y=_rows(ways),
+            x=alt.X("difference:Q", title="largest logit difference", scale=_LOG, axis=_log_axis()),
             shape=alt.Shape("precision:N", title="computed in", sort=["own", "float64"]),
             color=alt.condition("datum.exact", alt.value(_LINE), alt.value("#b84a00")),
             tooltip=["way:N", "precision:N", alt.Tooltip("difference:Q", format=".2e"), "exact:N"],
         )
-        .properties(title=alt.TitleParams("Exact or not", subtitle="blue: exact; orange: another model"))
     )
+    broken = (
+        base.transform_filter("!isValid(datum.difference) && datum.precision === 'own'")
+        .mark_text(align="left", text="no finite logits", fontSize=9, color="#808080")
+        .encode(y=_rows(ways), x=alt.value(6))
+    )
+    return alt.layer(points, broken).properties(
+        title=alt.TitleParams("Exact or not", subtitle="blue: exact; orange: another model")
+    )
+
+
+def _rows(ways: pd.DataFrame, *, labels: bool = True) -> alt.Y:
+    names = list(dict.fromkeys(ways["way"]))
+    return alt.Y("way:N", sort=names, scale=alt.Scale(domain=names), title=None, axis=alt.Axis(labels=labels))
 
 
 def _kl(ways: pd.DataFrame) -> Any:
     base = alt.Chart(alt.NamedData(name=_WAYS), width=190, height=alt.Step(_ROW)).transform_filter(
         "datum.precision === 'own' && isValid(datum.kl)"
     )
-    rows = alt.Y("way:N", sort=None, title=None, axis=alt.Axis(labels=False))
-    axis = alt.X(
-        "kl:Q", title="KL from the original (nats a token)", scale=alt.Scale(type="log"), axis=_log_axis()
-    )
+    rows = _rows(ways, labels=False)
+    axis = alt.X("kl:Q", title="KL from the original (nats a token)", scale=_LOG, axis=_log_axis())
     tooltip = [
         "way:N",
         *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("kl", "kl_low", "kl_high", "baseline")),
@@ -136,7 +145,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             caption=f"{where}; positions with a scale of their own: {apart}. The largest difference of a logit, "
             "computed in the model's own dtype and in float64, and the KL divergence from the original with its "
             "interval over inputs. A way without a point gives no finite logits.",
-            draw=lambda: alt.hconcat(_differences(), _kl(ways)),
+            draw=lambda: alt.hconcat(_differences(ways), _kl(ways)),
             frame=ways,
         ),
         Figure(
