@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from assay.activations.causal_trace import causal_trace
     from assay.activations.direct_logit_attribution import direct_logit_attribution
     from assay.activations.layer_horizon import layer_horizon
+    from assay.activations.layer_paths import layer_paths
     from assay.activations.layer_stages import layer_stages
     from assay.activations.layer_surgery import layer_surgery
     from assay.activations.logit_lens import logit_lens
@@ -48,6 +49,7 @@ __all__ = [
     "intervene",
     "known",
     "layer_horizon",
+    "layer_paths",
     "layer_stages",
     "layer_surgery",
     "learning_coefficient",
@@ -75,6 +77,7 @@ _HOMES = {
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",
     "intervene": "assay.models.intervention",
     "layer_horizon": "assay.activations.layer_horizon",
+    "layer_paths": "assay.activations.layer_paths",
     "layer_stages": "assay.activations.layer_stages",
     "layer_surgery": "assay.activations.layer_surgery",
     "learning_coefficient": "assay.landscape.learning_coefficient",

@@ -29,6 +29,7 @@ MEASURE = {
     "dla": "Direct logit attribution: what each component writes straight into a logit.",
     "norms": "Norms: what becomes of a model when they are folded, frozen, fixed or removed, and what is exact.",
     "horizon": "Layer horizon: how many layers back a model reads what was written.",
+    "paths": "Layer paths: how many blocks a signal must pass, and how much short paths carry.",
     "stages": "Stages of inference: what each layer would say, its prediction and suppression neurons.",
     "surgery": "Layer surgery: what is lost when layers are left out, exchanged, shuffled or run side by side.",
     "survey": "Lens, trace and importances of one text, side by side in one report.",

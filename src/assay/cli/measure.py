@@ -54,6 +54,7 @@ VERBS = {
     "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
     "norms": Verb("assay.activations.norm_report", "norm_report"),
     "horizon": Verb("assay.activations.layer_horizon", "layer_horizon"),
+    "paths": Verb("assay.activations.layer_paths", "layer_paths"),
     "stages": Verb("assay.activations.layer_stages", "layer_stages"),
     "surgery": Verb("assay.activations.layer_surgery", "layer_surgery"),
     "survey": Verb("assay.activations.survey", "survey", model="smollm2"),

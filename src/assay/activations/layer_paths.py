@@ -1,0 +1,252 @@
+r"""Layer paths: how many blocks a signal must pass, and how much paths of each length carry.
+
+Two arguments about depth, side by side. If blocks read only the last :math:`k` of :math:`L` layers
+(:mod:`assay.activations.layer_horizon`), then what the first block writes reaches the readout only through others: it
+takes at least :math:`\lceil L/k \rceil` blocks in a row, the first included. And if short paths carry the gradient
+(Veit et al. 2016, 1605.06431), few blocks in a row should do. Measured here, exactly (:mod:`assay.models.paths`): the
+model in which at most m blocks work in a row, and the share of the loss gradient at the embedding that the paths of
+each length carry.
+
+The share of length k is the projection of what its paths carry together on the whole gradient; shares add up to 1, and
+may be negative where paths of one length oppose the whole. The baselines: the share of the number of paths,
+:math:`\binom{L}{k} / 2^L`, and the shares in an untrained twin.
+
+Cost: about L / 2 forwards for the shallow model, as much backward for the gradients, and a layer horizon, an input.
+
+Limits: a gradient tells of small changes; the shallow model feeds blocks streams they never saw. Both may understate
+what short paths do together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy import stats
+from torch import Tensor
+
+from assay.activations.clean_run import METRICS, CleanRun
+from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.effects import PARTS, effect_variables, mean_variables
+from assay.activations.horizon_prediction import LEVEL, smallest_horizon
+from assay.activations.layer_horizon import LayerHorizon
+from assay.activations.paths_checks import paths_checks
+from assay.activations.prompt_pairs import Prompts
+from assay.errors import BadInput
+from assay.estimates.bootstrap import bootstrap
+from assay.estimates.checks import Check
+from assay.estimates.estimate import Floats, mean_interval
+from assay.models.model import Model, Tokens
+from assay.models.partial import measured, record
+from assay.models.paths import loss_gradient, path_gradients, shallow_streams
+from assay.models.twin import untrained_twin
+from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.perform import RunOptions, perform
+from assay.runs.result import Result
+
+KL = METRICS.index("kl_from_clean")
+INPUTS_A_UNIT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPaths(Measurement):
+    """How many blocks a signal must pass, and how much paths of each length carry.
+
+    Attributes:
+        inputs: token ids of the data set, all of one length.
+        tolerances: KL in nats a token up to which the model counts as unchanged.
+        keep_first: position 0 is left as it is, in the shallow model and in the horizon.
+        read: positions read of each input, evenly spread; ``None`` for all.
+        baseline_inputs: inputs whose gradients are taken in an untrained twin too; 0 for none.
+        resamples: of the bootstrap over inputs.
+        seed: of the twin and of the bootstrap.
+    """
+
+    name: ClassVar[str] = "layer_paths"
+    inputs: tuple[Tokens, ...]
+    tolerances: tuple[float, ...] = (1.0, 0.3, 0.1)
+    keep_first: bool = True
+    read: int | None = None
+    baseline_inputs: int = 2
+    resamples: int = 2000
+    seed: int = 0
+
+    def prepare(self, model: Model) -> tuple[Any, Model | None]:
+        """Prepare the horizon, and make the untrained twin."""
+        twin = untrained_twin(model, seed=self.seed) if self.baseline_inputs else None
+        return self._horizon().prepare(model), twin
+
+    def plan(self, model: Model) -> Sequence[Unit]:
+        """A few inputs each.
+
+        Raises:
+            BadInput: inputs of different lengths, or a setting out of range.
+        """
+        check_inputs(self.inputs)
+        check_scan(
+            seed=self.seed, resamples=self.resamples, baseline_inputs=self.baseline_inputs, max_rows=None
+        )
+        positions_read(len(self.inputs[0]), self.read)
+        if (
+            not self.tolerances
+            or min(self.tolerances) <= 0
+            or len(set(self.tolerances)) < len(self.tolerances)
+        ):
+            raise BadInput(f"tolerances={self.tolerances}: give positive numbers of nats, each once")
+        starts = range(0, len(self.inputs), INPUTS_A_UNIT)
+        stops = [min(start + INPUTS_A_UNIT, len(self.inputs)) for start in starts]
+        return [
+            Unit(f"inputs-{start:05d}", {"start": start, "stop": stop}, cost=stop - start)
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+
+    def measure(self, model: Model, unit: Unit, shared: tuple[Any, Model | None]) -> Pieces:
+        """The shallow model, the gradients by length, and the horizon of a few inputs."""
+        start, stop = unit.detail["start"], unit.detail["stop"]
+        instead, twin = shared
+        recording = record(model, torch.tensor(self.inputs[start:stop]))
+        clean = CleanRun.of(recording, positions_read(recording.ids.shape[1], self.read))
+        streams = shallow_streams(recording, keep_first=self.keep_first)
+        ends = streams[:, :, list(clean.read)]
+        pieces = {
+            "effect": measured(recording, ends.flatten(0, 1), len(ends), clean.measure).permute(1, 2, 0),
+            "gradient": _shares(model, self.inputs[start:stop]),
+            "horizon": self._horizon().measure(model, unit, instead)["effect"][:, KL],
+            "clean_loss": clean.loss,
+        }
+        few = max(0, min(stop, self.baseline_inputs) - start)
+        if few and twin is not None:
+            pieces["twin"] = _shares(twin, self.inputs[start : start + few])
+        return pieces
+
+    def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Take means over inputs, and both sides of the argument, with their intervals."""
+        units, layers = list(pieces.values()), model.n_layers
+        effect, gradient, horizon, loss = (
+            torch.cat([piece[name] for piece in units]).double().numpy()
+            for name in ("effect", "gradient", "horizon", "clean_loss")
+        )
+        one, rng = len(effect) == 1, np.random.default_rng(self.seed)
+        shares = mean_interval(gradient) if one else bootstrap(gradient, rng, resamples=self.resamples)
+        variables: dict[str, Any] = {
+            **effect_variables(effect, "depth", resamples=self.resamples, seed=self.seed),
+            **mean_variables("clean_loss", loss),
+            **{
+                f"gradient_share{part}": (("length",), values, {"allow_nan": True} if part and one else {})
+                for part, values in zip(PARTS, shares, strict=True)
+            },
+            "path_share": (("length",), stats.binom.pmf(np.arange(layers + 1), layers, 0.5)),
+            **self._both_sides(effect[:, KL], horizon, layers),
+        }
+        if self.baseline_inputs:
+            twin = torch.cat([piece["twin"] for piece in units if "twin" in piece]).double().numpy()
+            variables["baseline_gradient_share"] = (("length",), twin.mean(0))
+        coordinates = {
+            "metric": list(METRICS),
+            "depth": np.arange(layers + 1),
+            "length": np.arange(layers + 1),
+            "within": list(self.tolerances),
+            "input": np.arange(len(effect)),
+        }
+        attributes = {
+            "model": model.source,
+            "n_layers": layers,
+            "inputs": len(self.inputs),
+            "tokens": len(self.inputs[0]),
+            "keep_first": str(self.keep_first),
+        }
+        return xr.Dataset(variables, coordinates, attributes)
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """The deepest is the model, gradients add up, training changed them, the bound holds, enough inputs."""
+        return paths_checks(dataset)
+
+    def _both_sides(self, depth: Floats, horizon: Floats, layers: int) -> dict[str, Any]:
+        """The blocks a signal must pass given the horizon, and the depth that is enough, with intervals."""
+        one = len(depth) == 1
+        draws = np.random.default_rng(self.seed).integers(len(depth), size=(self.resamples, len(depth)))
+
+        def sides(rows: Any) -> dict[str, Floats]:
+            reach = np.stack(
+                [smallest_horizon(horizon[rows].mean(-2), range(1, layers + 1), t) for t in self.tolerances],
+                -1,
+            )
+            enough = np.stack(
+                [smallest_horizon(depth[rows].mean(-2), range(layers + 1), t) for t in self.tolerances], -1
+            )
+            return {"smallest_horizon": reach, "lower_bound": np.ceil(layers / reach), "depth_enough": enough}
+
+        found: dict[str, Any] = {
+            name: (("within",), value) for name, value in sides(np.arange(len(depth))).items()
+        }
+        if not one:
+            for name, drawn in sides(draws).items():
+                tails = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="inverted_cdf")
+                found[f"{name}_low"], found[f"{name}_high"] = ((("within",), end) for end in tails)
+        return found
+
+    def _horizon(self) -> LayerHorizon:
+        return LayerHorizon(
+            inputs=self.inputs, keep_first=self.keep_first, read=self.read, baseline_inputs=0, seed=self.seed
+        )
+
+
+def _shares(model: Model, inputs: Sequence[Tokens]) -> Tensor:
+    """The share of the whole gradient that paths of each length carry, (input, length), float64."""
+    recording = record(model, torch.tensor(inputs))
+    parts = path_gradients(recording, loss_gradient(recording)).double()
+    whole = parts.sum(0)
+    return ((parts * whole).sum((-1, -2)) / whole.square().sum((-1, -2))).T
+
+
+def layer_paths(  # noqa: PLR0913 (settings of a verb)
+    model: Model,
+    texts: Prompts,
+    *,
+    tolerances: Sequence[float] = (1.0, 0.3, 0.1),
+    keep_first: bool = True,
+    length: int | None = None,
+    max_inputs: int | None = None,
+    read: int | None = None,
+    baseline_inputs: int = 2,
+    resamples: int = 2000,
+    seed: int = 0,
+    **run: Unpack[RunOptions],
+) -> Result:
+    """Find how many blocks a signal must pass, and how much paths of each length carry.
+
+    Args:
+        model: a decoder from ``load`` or ``wrap``.
+        texts: the data set: texts or token ids of one length, or of any with ``length``.
+        tolerances: KL in nats a token up to which the model counts as unchanged.
+        keep_first: position 0 is left as it is, in the shallow model and in the horizon.
+        length: cut the texts into inputs of this many tokens; what is left over is not used.
+        max_inputs: use this many inputs at most, the first ones.
+        read: positions read of each input, evenly spread; all by default.
+        baseline_inputs: inputs whose gradients are taken in an untrained twin too; 0 for none.
+        resamples: of the bootstrap over inputs.
+        seed: of the twin and of the bootstrap.
+        **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
+
+    Returns:
+        A result whose dataset holds ``effect[metric, depth]`` of the model in which at most so many blocks work in a
+        row, ``gradient_share[length]`` with ``path_share`` and ``baseline_gradient_share`` beside it, each with
+        intervals over inputs; and for each tolerance ``smallest_horizon``, the ``lower_bound`` it sets, and the
+        ``depth_enough``.
+
+    Raises:
+        BadInput: an empty data set, inputs of different lengths, a family whose blocks cannot be run on their own, or a
+            setting out of range.
+    """
+    measurement = LayerPaths(
+        inputs=inputs_of(model, texts, length, max_inputs),
+        tolerances=tuple(tolerances),
+        keep_first=keep_first,
+        read=read,
+        baseline_inputs=baseline_inputs,
+        resamples=resamples,
+        seed=seed,
+    )
+    return perform(measurement, model, **run)
