@@ -158,4 +158,7 @@ class Walking:
             return self._everything
         assert self._chains.batch_size is not None
         rows = self._streams.rows(self._target.n, self._chains.batch_size)
-        return tuple(part[rows] for part in self._target.data)
+        return tuple(
+            part.index_select(0, rows.flatten()).view(*rows.shape, *part.shape[1:])
+            for part in self._target.data
+        )

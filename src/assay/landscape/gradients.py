@@ -3,8 +3,7 @@
 A chain is a row of one flat buffer (chain, d). Plain stacks of linear layers are differentiated by hand with
 batched matrix products; other modules go through ``torch.func``, and large ones and those it does not serve one chain
 after the other. All give the same numbers up to rounding.
-A batch whose leading axis is 1 is shared by all chains: it is multiplied with the weights of all of them in one
-matrix product, and never copied.
+A batch whose leading axis is 1 is shared by all chains, and not copied for each of them.
 """
 
 import warnings
@@ -174,8 +173,9 @@ class Sequential:
 class Stack:
     """A stack of linear layers and elementwise activations, by batched matrix products.
 
-    The loss and the activations are differentiated by autograd, one after the other; the layers by hand, straight
-    into the flat gradient.
+    The layers are differentiated by hand, straight into the flat gradient; so is the squared error, while other losses
+    and the activations go through autograd. Products are written into memory that is kept from call to call: a
+    batch shared by all chains is read in place, and never copied for each of them.
     """
 
     def __init__(self, target: Target) -> None:
@@ -183,44 +183,55 @@ class Stack:
         self._loss, self._layers = target.loss, list(target.module)
         self._shapes = {name: value.shape for name, value in target.parameters.items()}
         self._places = target.places
+        self._kept: dict[tuple[str, int], Tensor] = {}
 
     def _part(self, flat: Tensor, name: str) -> Tensor:
         return flat[:, self._places[name]].view(len(flat), *self._shapes[name])
 
+    def _room(self, use: str, index: int, like: Tensor, units: int) -> Tensor:
+        """Give memory for the values of a layer, (chain, example, unit)."""
+        room, shape = self._kept.get((use, index)), (*like.shape[:2], units)
+        if room is None or room.shape != shape:
+            room = self._kept[use, index] = like.new_empty(shape)
+        return room
+
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Gradient`."""
         entering: list[Tensor] = []
-        values = batch[0]
+        values = batch[0].expand(len(parameters), *batch[0].shape[1:])
         for index, layer in enumerate(self._layers):
             entering.append(values)
             values = self._forward(parameters, index, layer, values)
-        loss, slope = self._outer(values, batch[1])
+        loss, slope = self._outer(values, batch[1].expand(len(parameters), *batch[1].shape[1:]))
         gradient = torch.empty_like(parameters)
         for index in range(len(self._layers) - 1, -1, -1):
             layer, before = self._layers[index], entering[index]
             if not isinstance(layer, nn.Linear):
                 slope = _pull_back(layer, before, slope)
                 continue
-            self._part(gradient, f"{index}.weight").copy_(slope.mT @ before)
+            torch.bmm(slope.mT, before, out=self._part(gradient, f"{index}.weight"))
             if f"{index}.bias" in self._places:
-                self._part(gradient, f"{index}.bias").copy_(slope.sum(1))
+                torch.sum(slope, 1, out=self._part(gradient, f"{index}.bias"))
             if index:
-                slope = slope @ self._part(parameters, f"{index}.weight")
+                room = self._room("slope", index, before, layer.in_features)
+                slope = torch.bmm(slope, self._part(parameters, f"{index}.weight"), out=room)
         return loss, gradient
 
     def _forward(self, parameters: Tensor, index: int, layer: nn.Module, values: Tensor) -> Tensor:
         if not isinstance(layer, nn.Linear):
             return layer(values)
         weight = self._part(parameters, f"{index}.weight").mT
+        room = self._room("value", index, values, layer.out_features)
         if f"{index}.bias" not in self._places:
-            return values @ weight
-        return torch.baddbmm(
-            self._part(parameters, f"{index}.bias")[:, None], values.expand(len(weight), -1, -1), weight
-        )
+            return torch.bmm(values, weight, out=room)
+        return torch.baddbmm(self._part(parameters, f"{index}.bias")[:, None], values, weight, out=room)
 
     def _outer(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Give each chain's mean loss and its gradient with respect to the outputs."""
-        targets = targets.expand(len(outputs), *targets.shape[1:])
+        if self._loss is squared_error and targets.shape == outputs.shape:
+            away = outputs - targets
+            loss = torch.linalg.vector_norm(away, dim=(1, 2)).square() / away.shape[1]
+            return loss, away.mul_(2 / away.shape[1])
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             each = self._loss.of(leaf.flatten(0, 1), targets.flatten(0, 1))
