@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from assay.errors import BadInput
     from assay.landscape import known
     from assay.landscape.learning_coefficient import learning_coefficient
+    from assay.landscape.trajectory import trajectory
+    from assay.landscape.watch import watch
     from assay.models.anatomy import Layout
     from assay.models.edits import at
     from assay.models.intervention import capture, intervene
@@ -60,6 +62,8 @@ __all__ = [
     "partial_forward",
     "patch",
     "survey",
+    "trajectory",
+    "watch",
     "wrap",
     "zoo",
 ]
@@ -87,6 +91,8 @@ _HOMES = {
     "partial_forward": "assay.models.partial",
     "patch": "assay.activations.patching",
     "survey": "assay.activations.survey",
+    "trajectory": "assay.landscape.trajectory",
+    "watch": "assay.landscape.watch",
     "wrap": "assay.models.loading",
 }
 

@@ -1,5 +1,25 @@
-"""Reference material: models and densities whose true values are known in closed form."""
+"""Reference material: networks and densities that are trained in seconds or whose true values are known."""
 
-from assay.zoo import copier, deep_linear, densities, gibbs
+from assay.zoo import (
+    copier,
+    deep_linear,
+    densities,
+    digits,
+    gibbs,
+    induction,
+    modular_addition,
+    toy_layernorm,
+    training,
+)
 
-__all__ = ["copier", "deep_linear", "densities", "gibbs"]
+__all__ = [
+    "copier",
+    "deep_linear",
+    "densities",
+    "digits",
+    "gibbs",
+    "induction",
+    "modular_addition",
+    "toy_layernorm",
+    "training",
+]

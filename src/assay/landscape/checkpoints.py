@@ -1,0 +1,297 @@
+"""Checkpoints: a module at many steps of its training, in memory or as safetensors in a folder.
+
+A folder holds a file for each step, whose name ends in the step (``step-000500.safetensors``), or a folder for each,
+as Hugging Face's trainer leaves them (``checkpoint-500/model.safetensors``). Where `assay.watch` wrote it, its list
+says which files belong to it.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.landscape.losses import AnchorLoss, Batch, Loss, find_loss, outputs_of
+from assay.landscape.target import Data, Target, target
+from assay.models.model import Model
+
+State = Mapping[str, Tensor]
+Source = str | Path | Mapping[int, State]
+"""Where one run's checkpoints are: a folder, or step -> weights by name."""
+LIST = "checkpoints.json"
+"""What `assay.watch` lists its files in: {"files": {name: bytes}}."""
+_NUMBER = re.compile(r"(?:^|\D)(\d+)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A module on its way through training, in one run or in several; make it with `course`.
+
+    Attributes:
+        plain: the module at the first checkpoint, the loss whose curve is drawn, and the data.
+        sampled: the loss that is sampled, as it was given; None where it is the same.
+        target: what is sampled: `plain`, or where that is a loss to the anchor, the module beside a copy that is held.
+        steps: of training, ascending; those of every run.
+        runs: for each run, the checkpoint of each step: a file, or weights.
+        digest: hash of all weights.
+        together: whether checkpoints differ in sampled weights alone, so that they can be walked together.
+    """
+
+    plain: Target
+    sampled: Loss | None
+    target: Target
+    steps: tuple[int, ...]
+    runs: tuple[tuple[Path | State, ...], ...]
+    digest: str
+    together: bool
+
+    @property
+    def source(self) -> str:
+        """What run folders call it."""
+        return self.plain.source
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.plain.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision."""
+        return self.plain.dtype
+
+    def weight_hash(self) -> str:
+        """Hash of the weights of every checkpoint, and of the mask."""
+        return self.digest
+
+    def at(self, run: int, place: int) -> tuple[Target, Target]:
+        """Give `plain` and `target` as they were at a step (by its place) of a run, buffers included."""
+        plain = replace(self.plain, module=_loaded(self.plain.module, self._weights(run, place)))
+        return plain, _sampled(plain, self.sampled)
+
+    def anchors(self, run: int, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give the weights of `plain` and of `target` at steps (by their places) of a run, both (place, d)."""
+        rows: list[Tensor] = []
+        for place in places:
+            weights = self._weights(run, place)
+            rows.append(torch.cat([weights[name].flatten() for name in self.plain.parameters]))
+        plain = torch.stack(rows).to(self.device)
+        return plain, plain.repeat(1, self.target.d // self.plain.d)
+
+    def _weights(self, run: int, place: int) -> State:
+        return _fitted(self.plain.module, self.runs[run][place], self.steps[place])
+
+
+class Beside(nn.Module):
+    """A module and a copy of it that is held, so that a loss to the anchor is a loss of these two.
+
+    The anchor's weights are then part of the flat vector of every chain, and chains of many anchors walk together.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.free, self.held = module, copy.deepcopy(module)
+
+
+def course(
+    module: nn.Module | Model,
+    loss: Loss | str | None,
+    data: Data,
+    checkpoints: Source | Sequence[Source],
+    *,
+    sampled: Loss | str | None = None,
+    mask: Mapping[str, Tensor] | str | None = None,
+    source: str | None = None,
+) -> Course:
+    """Bring together a module and its checkpoints; every one of them is read once, and judged.
+
+    Args:
+        module: the architecture; its own weights play no part, and are left as they are.
+        loss: whose curve is drawn, as `assay.landscape.target.target` takes it, and so ``data`` and ``mask``.
+        data: see there.
+        checkpoints: a folder, or step -> weights by name; several of these for several runs of the same steps.
+        sampled: the loss that is sampled, where it is another one.
+        mask: see there.
+        source: what run folders call it; the module's class when not given.
+
+    Raises:
+        BadInput: a folder without checkpoints, a file that is missing, truncated or does not fit the module,
+            weights that are not finite, runs of different steps, or a loss to the anchor as the curve.
+    """
+    bare = module.module if isinstance(module, Model) else module
+    assert isinstance(bare, nn.Module)
+    if loss is not None and isinstance(find_loss(loss), AnchorLoss):
+        raise BadInput(
+            "a loss to the anchor is zero at every checkpoint, so it has no curve: pass the training loss, and this "
+            "one as sampled=..."
+        )
+    runs = [_listed(each) for each in _separate(checkpoints)]
+    steps = tuple(runs[0])
+    for number, run in enumerate(runs[1:], start=1):
+        if tuple(run) != steps:
+            odd = sorted(set(run) ^ set(steps))[:5]
+            raise BadInput(
+                f"run {number} and run 0 differ in steps, for one in {odd}: all runs need the same."
+            )
+    first = _loaded(bare, _fitted(bare, runs[0][steps[0]], steps[0]))
+    there = replace(module, module=first) if isinstance(module, Model) else first
+    plain = target(there, loss, data, mask=mask, source=source)
+    found = None if sampled is None else find_loss(sampled)
+    digest, together = _survey(plain, runs)
+    made = _sampled(plain, found)
+    return Course(plain, found, made, steps, tuple(tuple(run.values()) for run in runs), digest, together)
+
+
+def _survey(plain: Target, runs: Sequence[Mapping[int, Path | State]]) -> tuple[str, bool]:
+    """Read every checkpoint: give the hash of all, and whether they differ in sampled weights alone."""
+    digest, together = hashlib.sha256(), True
+    if plain.mask is not None:
+        digest.update(plain.mask.cpu().numpy().tobytes())
+    before = plain.module.state_dict()
+    rest = {name for name in named_once(plain.module).values() if name not in plain.parameters}
+    for run in runs:
+        for step, place in run.items():
+            weights = _fitted(plain.module, place, step)
+            together = together and all(torch.equal(weights[name], before[name]) for name in rest)
+            for name, value in weights.items():
+                digest.update(f"{step} {name} {tuple(value.shape)} {value.dtype}\n".encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest(), together
+
+
+def _sampled(plain: Target, loss: Loss | None) -> Target:
+    """Give what is sampled at `plain`'s weights."""
+    if not isinstance(loss, AnchorLoss):
+        return plain if loss is None else replace(plain, loss=loss)
+    compare = loss.of
+
+    def between(module: nn.Module, batch: Batch) -> Tensor:
+        held = outputs_of(module.get_submodule("held"), batch[0]).detach()
+        return compare(outputs_of(module.get_submodule("free"), batch[0]), held)
+
+    beside = Beside(plain.module)
+    moves = torch.ones(plain.d, dtype=torch.bool, device=plain.device) if plain.mask is None else plain.mask
+    mask = {
+        f"{part}.{name}": value & (part == "free")
+        for part in ("free", "held")
+        for name, value in plain.named(moves).items()
+    }
+    return target(beside, between, plain.data, mask=mask, source=plain.source)
+
+
+def _separate(checkpoints: Source | Sequence[Source]) -> Sequence[Source]:
+    one = isinstance(checkpoints, str | Path | Mapping)
+    runs: Sequence[Any] = [checkpoints] if one else list(checkpoints)
+    if not runs:
+        raise BadInput("no checkpoints were given: pass a folder, or a dictionary from step to weights.")
+    return runs
+
+
+def _listed(source: Source) -> dict[int, Path | State]:
+    """Find the checkpoint of each step, in order."""
+    if isinstance(source, Mapping):
+        found: list[tuple[int, Path | State]] = list(source.items())
+        called = "the dictionary of checkpoints"
+    else:
+        folder = Path(source)
+        called = f"the folder {str(folder)!r}"
+        if not folder.is_dir():
+            raise BadInput(f"{called} does not exist: pass the folder that holds the checkpoints.")
+        _require_complete(folder)
+        found = [(_step(path), path) for path in _files(folder)]
+    if not found:
+        raise BadInput(
+            f"{called} holds no checkpoint. Expected a file for each step, such as step-000500.safetensors, or a "
+            "folder for each, such as checkpoint-500/model.safetensors."
+        )
+    steps = [step for step, _ in found]
+    if len(set(steps)) < len(steps):
+        twice = next(step for step in steps if steps.count(step) > 1)
+        raise BadInput(f"{called} holds step {twice} more than once: keep one file for each step.")
+    return dict(sorted(found, key=lambda pair: pair[0]))
+
+
+def _files(folder: Path) -> list[Path]:
+    flat = [path for path in folder.glob("*.safetensors") if _NUMBER.search(path.stem)]
+    return flat or [path for path in folder.glob("*/model.safetensors") if _NUMBER.search(path.parent.name)]
+
+
+def _step(path: Path) -> int:
+    named = _NUMBER.search(path.stem) or _NUMBER.search(path.parent.name)
+    assert named is not None  # `_files` gives no others
+    return int(named[1])
+
+
+def _require_complete(folder: Path) -> None:
+    """Refuse a folder that lacks a file its list names, or holds part of one."""
+    index = folder / LIST
+    if not index.exists():
+        return
+    try:
+        files: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError) as error:
+        raise BadInput(
+            f"the list {str(index)!r} cannot be read: {error}. Delete it to take what is there."
+        ) from error
+    for name, size in files.items():
+        path = folder / name
+        if not path.exists():
+            raise BadInput(
+                f"the checkpoint {str(path)!r} is missing: {LIST} names it. Copy it again, or take its line out."
+            )
+        if path.stat().st_size != size:
+            raise BadInput(
+                f"the checkpoint {str(path)!r} has {path.stat().st_size} bytes, not the {size} it was written with: "
+                "it is truncated or was changed. Copy it again, or take its line and file out."
+            )
+
+
+def _fitted(module: nn.Module, place: Path | State, step: int) -> dict[str, Tensor]:
+    """Read one checkpoint under the module's own names, or say what does not fit."""
+    called = f"the checkpoint {str(place)!r}" if isinstance(place, Path) else f"the checkpoint of step {step}"
+    if isinstance(place, Path):
+        try:
+            place = load_file(place)
+        except (SafetensorError, OSError) as error:
+            raise BadInput(
+                f"{called} cannot be read, most often as it is truncated: {error}. Copy it again."
+            ) from error
+    own, names = dict(module.state_dict()), named_once(module)
+    if unknown := sorted(set(place) - set(names)):
+        raise BadInput(f"{called} names {unknown[:5]}, which the module lacks: was it another architecture?")
+    weights = {names[name]: value for name, value in place.items()}
+    if missing := sorted(set(names.values()) - set(weights)):
+        raise BadInput(
+            f"{called} lacks {missing[:5]}: a checkpoint holds all of the module's weights and buffers."
+        )
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise BadInput(
+                f"{called} has {name} of shape {tuple(value.shape)}, the module {tuple(own[name].shape)}: was it "
+                "another width?"
+            )
+        if not bool(value.isfinite().all()):
+            raise BadInput(f"{called} is NaN or infinite in {name}: training diverged; leave it out.")
+    return {name: weights[name].to(own[name]) for name in own if name in weights}  # in the module's order
+
+
+def named_once(module: nn.Module) -> dict[str, str]:
+    """Give each name of the module's state the first name of the same tensor: tied weights have several."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(value), name) for name, value in state.items()}
+
+
+def _loaded(module: nn.Module, weights: State) -> nn.Module:
+    copied = copy.deepcopy(module)
+    copied.load_state_dict(weights, strict=False)
+    return copied

@@ -1,0 +1,162 @@
+"""Experiments ready to be run: networks of the zoo trained with checkpoints, and how to measure them.
+
+Each is what `assay.trajectory` takes. They take seconds to train; where nothing else is said the loss that is sampled
+compares with each checkpoint's own outputs, so that every checkpoint is a minimum.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from assay.errors import BadInput
+from assay.landscape.checkpoints import State
+from assay.landscape.known import deep_linear as known_deep_linear
+from assay.landscape.losses import Batch, Loss, squared_error
+from assay.zoo import deep_linear, induction, modular_addition, toy_layernorm
+from assay.zoo.training import Training
+
+DISTANCE = "squared_distance_to_anchor"
+GENTLE: dict[str, Any] = {
+    "sampled": "kl_to_anchor",
+    "step_size": 3e-4,
+    "localization": 30.0,  # chains are at rest within 2 / (step size * localization) = 220 steps
+    "chains": 4,
+    "burn_in": 300,
+    "draws": 300,
+}
+"""Settings of the larger networks."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `assay.trajectory` takes.
+
+    Attributes:
+        module: the architecture.
+        loss: whose curve is drawn.
+        data: what losses are taken over.
+        checkpoints: step -> weights, for each run.
+        settings: further arguments, by name.
+    """
+
+    module: nn.Module
+    loss: Loss
+    data: Batch
+    checkpoints: list[dict[int, State]]
+    settings: dict[str, Any]
+
+
+def saddle_to_saddle(runs: int, generator: torch.Generator) -> Experiment:
+    """A deep linear network of widths 10, 4, 4, 10 from small weights: its map gains one rank after the other.
+
+    The data have E[x x^T] = 1 exactly, so that the loss is the squared distance of the realised map from the target.
+    The learning coefficient of each rank is known. From saddle to saddle: A. Jacot et al. 2021 (arXiv 2106.15933).
+    """
+    widths, n_beta = (10, 4, 4, 10), 1000.0
+    left, right = (torch.linalg.qr(torch.randn(10, 10, generator=generator))[0][:, :4] for _ in range(2))
+    target = (left * torch.tensor([2.0, 1.6, 1.3, 1.1])) @ right.T
+    start = deep_linear.random_weights(widths, generator=generator, scale=0.05, seeds=runs)
+    trained = deep_linear.train(start, target, rate=0.02, steps=3000, keep_every=30)
+    inputs = 10**0.5 * torch.eye(10)
+    checkpoints: list[dict[int, State]] = [
+        {
+            step: {f"{layer}.weight": weight[run] for layer, weight in enumerate(weights)}
+            for step, weights in zip(trained.steps, trained.checkpoints, strict=True)
+        }
+        for run in range(runs)
+    ]
+    module = deep_linear.as_module(tuple(layer[0] for layer in trained.checkpoints[0]))
+    settings = {
+        "sampled": DISTANCE,
+        "sampler": "mala",  # no step size bias, so that estimate and theory can be told apart
+        "step_size": 6e-5,
+        "n_beta": n_beta,
+        "burn_in": 1000,
+        "draws": 2500,
+        "checkpoints_at_once": 16,
+        "window": 4,
+        "known": [known_deep_linear(widths, rank).at(n_beta) for rank in range(5)],
+    }
+    return Experiment(module, squared_error, (inputs, inputs @ target.T), checkpoints, settings)
+
+
+def layernorm(runs: int, generator: torch.Generator) -> Experiment:
+    """The toy LayerNorm network of `assay.zoo.toy_layernorm` for 60,000 steps, from the plateau to the drops."""
+    trained = toy_layernorm.train_many(runs, steps=60_000, keep_every=400, generator=generator)
+    return _toy(trained, generator, {"step_size": 2e-4, "localization": 200.0})
+
+
+def without_layernorm(runs: int, generator: torch.Generator) -> Experiment:
+    """The twin of `layernorm` without its LayerNorm, at a rate at which it does not diverge."""
+    trained = toy_layernorm.train_many(
+        runs, layer_norm=False, steps=50_000, keep_every=500, rate=1e-5, generator=generator
+    )
+    return _toy(trained, generator, {"step_size": 3e-5, "localization": 200.0})
+
+
+def _toy(trained: Training, generator: torch.Generator, settings: dict[str, Any]) -> Experiment:
+    common = {
+        "sampled": DISTANCE,
+        "chains": 4,
+        "burn_in": 80,
+        "draws": 120,
+        "batch_size": 64,
+        "checkpoints_at_once": 16,
+    }
+    data = (toy_layernorm.examples(256, generator=generator),)
+    return _of(trained, toy_layernorm.loss, data, {**common, **settings})
+
+
+def grokking(runs: int, generator: torch.Generator) -> Experiment:
+    """Modular addition, p = 23: learned by heart first, understood later. The loss drawn is that of all pairs."""
+    train, rest = modular_addition.examples(23, 0.5, generator=generator)
+    trained = modular_addition.train_many(runs, train, generator=generator)
+    whole = tuple(torch.cat(parts) for parts in zip(train, rest, strict=True))
+    settings = {**GENTLE, "batch_size": 128, "window": 4}
+    return _of(trained, modular_addition.loss, whole, settings)
+
+
+def bump(runs: int, generator: torch.Generator) -> Experiment:
+    """The induction transformer of `assay.zoo.induction` through its bump."""
+    trained = induction.train_many(runs, steps=1500, keep_every=50, generator=generator)
+    data = (induction.examples(256, generator=generator),)
+    settings = {**GENTLE, "batch_size": 4, "window": 3}
+    return _of(trained, induction.loss, data, settings)
+
+
+def _of(trained: Training, loss: Loss, data: Batch, settings: dict[str, Any]) -> Experiment:
+    checkpoints: list[dict[int, State]] = [dict(trained.states(run)) for run in range(trained.seeds)]
+    return Experiment(trained.module, loss, data, checkpoints, settings)
+
+
+EXPERIMENTS: dict[str, Callable[[int, torch.Generator], Experiment]] = {
+    "dln": saddle_to_saddle,
+    "toy_layernorm": layernorm,
+    "toy_without_layernorm": without_layernorm,
+    "modular_addition": grokking,
+    "induction": bump,
+}
+"""Every experiment by its name."""
+
+
+def experiment(name: str, *, runs: int = 1, seed: int = 0) -> Experiment:
+    """Train the networks of an experiment.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        runs: networks trained, each from a seed of its own, in one batched call.
+        seed: of data, weights and batches of training.
+
+    Raises:
+        BadInput: there is no such experiment, or no run.
+    """
+    if name not in EXPERIMENTS:
+        raise BadInput(
+            f"experiment {name!r}: there is no such one; experiments are {', '.join(EXPERIMENTS)}."
+        )
+    if runs < 1 or seed < 0:
+        raise BadInput(f"runs={runs}, seed={seed}: train one network at least, from a seed of 0 or more.")
+    return EXPERIMENTS[name](runs, torch.Generator().manual_seed(seed))

@@ -1,0 +1,308 @@
+r"""The learning coefficient over training: loss and LLC at every checkpoint, where they change, and whether together.
+
+At each checkpoint :math:`w_t` the estimate of `assay.learning_coefficient` is made with common random numbers: chain c
+sees the same noise and the same batches at every checkpoint, so that what changes from one to the next is the landscape
+and not the luck. As there, the first-order bias of the step size is taken off, and told as ``llc_bias``. Several
+checkpoints are walked as one batched run.
+
+Change points of both curves come from moving sums (`assay.estimates.change_points`). Alignment is the share of drops in
+loss that come with a rise in LLC; chance is the same share with the LLC of another run, or, for a single run, with its
+own shifted in time (`assay.estimates.alignment`).
+
+Cost: checkpoints x chains x (burn_in + draws) gradients of one batch. Limits: a checkpoint in the middle of training is
+seldom a minimum, and there the number describes what a localized sampler finds, and is no learning coefficient;
+``at_minimum`` tells which are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Unpack
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.random import SeedSequence
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.estimates.checks import Check
+from assay.landscape.anchors import downhill, losses
+from assay.landscape.chains import Chains, walk
+from assay.landscape.checkpoints import Course, Source, course
+from assay.landscape.estimators import NUMBERS, summary
+from assay.landscape.losses import Loss, loss_name
+from assay.landscape.samplers import sampler_of
+from assay.landscape.target import Data
+from assay.landscape.trajectory_checks import judge
+from assay.landscape.transitions import transitions
+from assay.models.model import Model
+from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.perform import RunOptions, perform
+from assay.runs.result import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(Measurement):
+    """Loss and local learning coefficient at every checkpoint of training.
+
+    Attributes:
+        data: hash of the data, as `Target.data_hash` gives it.
+        loss: name of the loss whose curve is drawn, as `loss_name` gives it.
+        sampled: name of the loss that is sampled.
+        step_size: epsilon of the sampler.
+        n_beta: number of samples times inverse temperature; n / ln n when None.
+        localization: gamma, the precision of the Gaussian that keeps chains near each checkpoint.
+        chains: independent chains at each checkpoint, at least 2.
+        draws: steps of each chain that are averaged, at least 8.
+        burn_in: steps before them, never averaged.
+        batch_size: examples in a batch; None takes all of the data at each step.
+        sampler: by which steps; a name of `assay.landscape.samplers`.
+        window: checkpoints in a level before or after a change, and how far apart a drop and a rise may be to count
+            as one; a twentieth of the checkpoints, at least 2, when None.
+        share: smallest change that counts, as a share of a curve's range.
+        known: learning coefficients known in advance, to compare with; they change no estimate.
+        checkpoints_at_once: walk this many together, which is one unit; fewer need less memory.
+        seed: of noise, batches and shuffles.
+    """
+
+    name: ClassVar[str] = "trajectory"
+    data: str
+    loss: str
+    sampled: str
+    step_size: float
+    n_beta: float | None = None
+    localization: float = 1.0
+    chains: int = 8
+    draws: int = 500
+    burn_in: int = 500
+    batch_size: int | None = None
+    sampler: str = "sgld"
+    window: int | None = None
+    share: float = 0.05
+    known: tuple[float, ...] = ()
+    checkpoints_at_once: int = 8
+    seed: int = 0
+
+    def data_hash(self) -> str:
+        """Give the hash of the data the settings name."""
+        return self.data
+
+    def temperature(self, model: Course) -> float:
+        """Give n beta: as set, or n / ln n."""
+        return self.n_beta if self.n_beta is not None else model.plain.n / math.log(model.plain.n)
+
+    def width(self, model: Course) -> int:
+        """Give the window: as set, or a twentieth of the checkpoints."""
+        return self.window if self.window is not None else max(2, len(model.steps) // 20)
+
+    def plan(self, model: Course) -> Sequence[Unit]:
+        """Groups of checkpoints; one at a time where they differ in more than sampled weights.
+
+        Raises:
+            BadInput: a setting out of range, or other data than those the settings name.
+        """
+        self._require(model)
+        together = self.checkpoints_at_once if model.together else 1
+        count = len(model.steps)
+        return [
+            Unit(
+                f"run-{run:03d}-step-{model.steps[start]:09d}",
+                {"run": run, "start": start, "stop": stop},
+                stop - start,
+            )
+            for run in range(len(model.runs))
+            for start in range(0, count, together)
+            for stop in [min(start + together, count)]
+        ]
+
+    def _require(self, model: Course) -> None:
+        n = model.plain.n
+        sampler_of(self.sampler)
+        needs = {
+            f"step_size={self.step_size}: it must be above 0": self.step_size > 0,
+            f"n_beta={self.n_beta}: it must be above 0": self.n_beta is None or self.n_beta > 0,
+            f"n_beta=None needs two examples or more, there are {n}": self.n_beta is not None or n > 1,
+            f"localization={self.localization}: it is not negative": self.localization >= 0,
+            f"chains={self.chains}: an interval needs at least 2": self.chains >= 2,
+            f"draws={self.draws}: the diagnostics need at least 8": self.draws >= 8,
+            f"burn_in={self.burn_in}: it is not negative": self.burn_in >= 0,
+            f"batch_size={self.batch_size}: from 1 to the {n} examples, or None": self.batch_size is None
+            or 1 <= self.batch_size <= n,
+            f"checkpoints_at_once={self.checkpoints_at_once}: walk at least 1": self.checkpoints_at_once >= 1,
+            f"share={self.share}: from 0 to below 1": 0 <= self.share < 1,
+            f"seed={self.seed}: it is not negative": self.seed >= 0,
+            f"{len(model.steps)} checkpoints with window={self.width(model)}: changes need twice the window": (
+                1 <= self.width(model) <= len(model.steps) / 2
+            ),
+            "the settings name other data than those passed: build them from the same data": self.data
+            == model.plain.data_hash(),
+        }
+        for message, holds in needs.items():
+            if not holds:
+                raise BadInput(f"{message}.")
+
+    def measure(self, model: Course, unit: Unit, shared: None) -> Pieces:
+        """Walk all chains of a group of checkpoints."""
+        run, places = unit.detail["run"], range(unit.detail["start"], unit.detail["stop"])
+        plain, here = (model.plain, model.target) if model.together else model.at(run, places[0])
+        bare, anchors = model.anchors(run, places)
+        n_beta, count = self.temperature(model), len(places) * self.chains
+        baseline = losses(here, anchors).cpu()
+        # one seed for each chain, the same at every checkpoint
+        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(self.chains)]
+        epsilon, beta, gamma = (
+            torch.full((count,), value, dtype=torch.float64)
+            for value in (self.step_size, n_beta, self.localization)
+        )
+        chains = Chains(
+            tuple(seeds * len(places)),
+            epsilon,
+            beta,
+            gamma,
+            None if here.mask is None else here.mask[None],
+            self.batch_size,
+            anchors.repeat_interleave(self.chains, 0),
+        )
+        sampler = sampler_of(self.sampler)
+        traces = walk(here, chains, self.burn_in + self.draws, sampler)
+        shape = (len(places), self.chains, -1)
+        excess = (n_beta * (traces.loss.cpu().view(shape) - baseline[:, None, None])).numpy()
+        # the law is that of the potential; what it says of the localization is not added to the loss
+        moving = here.d if here.mask is None else int(here.mask.sum())
+        held = float(sampler.bias(epsilon[0], gamma[0] * moving))
+        bias = (traces.bias.cpu().view(shape)[..., self.burn_in :].mean(-1) - held).clamp_min(0).numpy()
+        estimates = [self._estimate(each, added) for each, added in zip(excess, bias, strict=True)]
+        return {
+            "loss": losses(plain, bare),
+            "downhill": downhill(here, anchors, n_beta),
+            "distance": traces.distance.cpu().view(shape)[..., -1],
+            **{name: torch.stack([each[name] for each in estimates]) for name in estimates[0]},
+        }
+
+    def _estimate(self, excess: np.ndarray, bias: np.ndarray) -> Pieces:
+        """Estimate at one checkpoint from n beta (L - L*), (chain, step), less what each chain's step size adds."""
+        kept = np.isfinite(excess).all(1)
+        after = excess[:, self.burn_in :] - bias[:, None]
+        found = summary(after[kept])
+        return {
+            **{name: torch.tensor(float(found[name]), dtype=torch.float64) for name in NUMBERS},
+            "llc_per_chain": torch.from_numpy(np.where(kept, after.mean(1), np.nan)),
+            "llc_bias": torch.tensor(bias[kept].mean() if kept.any() else math.nan),
+        }
+
+    def combine(self, model: Course, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Lay out both curves, and find what changes."""
+        parts, runs, count = list(pieces.values()), len(model.runs), len(model.steps)
+        joined = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        arrays = {name: values.reshape(runs, count, *values.shape[1:]) for name, values in joined.items()}
+        curve = ("run", "step")
+        dims = {2: curve, 3: (*curve, "chain")}
+        dataset = xr.Dataset(
+            {name: (dims[values.ndim], values, {"allow_nan": True}) for name, values in arrays.items()},
+            {"run": np.arange(runs), "step": np.array(model.steps), "chain": np.arange(self.chains)},
+            {
+                "model": model.source,
+                "loss": self.loss,
+                "sampled": self.sampled,
+                "parameters": model.plain.d if model.plain.mask is None else int(model.plain.mask.sum()),
+                "examples": model.plain.n,
+            },
+        )
+        dataset["n_beta"] = self.temperature(model)
+        dataset["at_minimum"] = dataset["downhill"] <= np.maximum(0.5, 0.02 * dataset["llc"])
+        if self.known:
+            dataset["known"] = ("level", np.array(self.known))
+        rng = np.random.default_rng(self.seed)
+        dataset = dataset.merge(transitions(dataset, window=self.width(model), share=self.share, rng=rng))
+        return dataset.isel(run=0, drop=True) if runs == 1 else dataset
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """Judge chains and anchors over all checkpoints, and the alignment against chance."""
+        return judge(dataset)
+
+    def memory(self, model: Course) -> int:
+        """Positions, gradients and noise of the chains of one unit, and their traces."""
+        together = self.chains * (self.checkpoints_at_once if model.together else 1)
+        return together * (6 * model.target.d * model.dtype.itemsize + 5 * 8 * (self.burn_in + self.draws))
+
+
+def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
+    module: nn.Module | Model,
+    loss: Loss | str | None,
+    data: Data,
+    checkpoints: Source | Sequence[Source],
+    *,
+    sampled: Loss | str | None = None,
+    step_size: float,
+    n_beta: float | None = None,
+    localization: float = 1.0,
+    chains: int = 8,
+    draws: int = 500,
+    burn_in: int = 500,
+    batch_size: int | None = None,
+    sampler: str = "sgld",
+    mask: Mapping[str, Tensor] | str | None = None,
+    window: int | None = None,
+    share: float = 0.05,
+    known: Sequence[float] = (),
+    checkpoints_at_once: int = 8,
+    seed: int = 0,
+    source: str | None = None,
+    **run: Unpack[RunOptions],
+) -> Result:
+    """Estimate the learning coefficient at every checkpoint of training, with common random numbers.
+
+    Args:
+        module: the architecture, or a model as `assay.load` gives it; its own weights play no part.
+        loss: whose curve is drawn, as `assay.learning_coefficient` takes it, and so ``data`` and ``mask``.
+        data: see there.
+        checkpoints: a folder of safetensors named by step, or step -> weights by name; several of these for several
+            runs of the same steps.
+        sampled: the loss that is sampled, where it is another one: ``"squared_distance_to_anchor"`` and
+            ``"kl_to_anchor"`` compare with each checkpoint's own outputs, and make every checkpoint a minimum.
+        step_size: epsilon, the same at every checkpoint; look at ``llc_bias`` and check L304 to choose it.
+        n_beta: number of samples times inverse temperature; n / ln n when not given.
+        localization: gamma.
+        chains: independent chains at each checkpoint.
+        draws: steps of each chain that are averaged.
+        burn_in: steps before them.
+        batch_size: examples in a batch; all of the data when not given.
+        sampler: by which steps; a name of `assay.landscape.samplers`.
+        mask: see there.
+        window: checkpoints in a level before or after a change; a twentieth of them when not given.
+        share: smallest change that counts, as a share of a curve's range.
+        known: learning coefficients known in advance, drawn as lines.
+        checkpoints_at_once: walk this many together; fewer need less memory.
+        seed: of noise, batches and shuffles.
+        source: what run folders call the module; its class when not given.
+        **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
+
+    Returns:
+        A result whose dataset holds for each step ``loss`` (over all of the data), ``llc`` with ``llc_stderr``,
+        ``llc_low`` and ``llc_high``, ``llc_per_chain``, ``llc_bias``, ``at_minimum`` and the diagnostics; the change
+        points ``loss_change`` and ``llc_change`` (zero where there is none); and ``alignment``, ``correlation`` and
+        ``llc_around_drop`` (lag) beside their baselines. With several runs all curves have an axis ``run``.
+
+    Checkpoints that cannot be read, and a setting out of range, are `BadInput`.
+    """
+    model = course(module, loss, data, checkpoints, sampled=sampled, mask=mask, source=source)
+    measurement = Trajectory(
+        data=model.plain.data_hash(),
+        loss=loss_name(model.plain.loss),
+        sampled=loss_name(model.sampled or model.plain.loss),
+        step_size=step_size,
+        n_beta=n_beta,
+        localization=localization,
+        chains=chains,
+        draws=draws,
+        burn_in=burn_in,
+        batch_size=batch_size,
+        sampler=sampler,
+        window=window,
+        share=share,
+        known=tuple(known),
+        checkpoints_at_once=checkpoints_at_once,
+        seed=seed,
+    )
+    return perform(measurement, model, **run)

@@ -1,0 +1,200 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from assay.errors import BadInput
+from assay.landscape.checkpoints import LIST, course
+from assay.landscape.losses import squared_error
+from assay.landscape.watch import watch
+from assay.zoo.training import linear
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    source = generator(seed)
+    return nn.Sequential(linear(3, 4, generator=source), nn.Tanh(), linear(4, 2, generator=source))
+
+
+DATA = (torch.randn(20, 3, generator=generator(1)), torch.randn(20, 2, generator=generator(2)))
+
+
+def states(count: int = 3) -> dict[int, dict[str, torch.Tensor]]:
+    return {100 * step: network(step).state_dict() for step in range(count)}
+
+
+def written(folder: Path, name: str = "step-{:06d}.safetensors") -> Path:
+    for step, state in states().items():
+        path = folder / name.format(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["step-{:06d}.safetensors", "{}.safetensors", "checkpoint-{}/model.safetensors"]
+)
+def test_a_folder_and_memory_give_the_same(tmp_path: Path, name: str) -> None:
+    here = course(network(9), squared_error, DATA, written(tmp_path, name))
+    there = course(network(8), squared_error, DATA, states())
+    assert here.steps == there.steps == (0, 100, 200)
+    assert here.weight_hash() == there.weight_hash()
+    assert here.together
+    plain, sampled = here.anchors(0, [0, 2])
+    assert_close(plain, there.anchors(0, [0, 2])[0], rtol=0, atol=0)
+    assert sampled.shape == plain.shape == (2, 26)
+    assert_close(plain[1], torch.cat([value.flatten() for value in states()[200].values()]), rtol=0, atol=0)
+    other = states()
+    other[100]["0.bias"] = other[100]["0.bias"] + 1
+    assert course(network(), squared_error, DATA, other).weight_hash() != here.weight_hash()
+
+
+def test_the_module_is_left_as_it_is_and_its_own_weights_play_no_part() -> None:
+    module = network(7)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    made = course(module, squared_error, DATA, states())
+    assert made.weight_hash() == course(network(6), squared_error, DATA, states()).weight_hash()
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_checkpoints_that_differ_in_buffers_are_not_walked_together() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    first = {name: value.clone() for name, value in module.state_dict().items()}
+    second = {**first, "1.running_mean": first["1.running_mean"] + 1}
+    assert course(module, squared_error, DATA, {0: first, 1: first}).together
+    made = course(module, squared_error, DATA, {0: first, 1: second})
+    assert not made.together
+    assert_close(made.at(0, 1)[0].module.get_buffer("1.running_mean"), second["1.running_mean"])
+    assert_close(made.at(0, 0)[0].module.get_buffer("1.running_mean"), first["1.running_mean"])
+
+
+def test_tied_weights_may_be_there_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(inputs))[:, :2]
+
+    weight = torch.eye(3)
+    made = course(
+        Tied(), squared_error, DATA, {0: {"second.weight": weight}, 1: {"first.weight": 2 * weight}}
+    )
+    assert_close(made.anchors(0, [0, 1])[0], torch.stack([weight.flatten(), 2 * weight.flatten()]))
+
+
+def test_sampled_beside_a_held_copy_the_anchor_is_in_every_row() -> None:
+    made = course(network(), squared_error, DATA, states(), sampled="squared_distance_to_anchor")
+    plain, sampled = made.anchors(0, [0, 1])
+    assert_close(sampled, torch.cat([plain, plain], 1), rtol=0, atol=0)
+    assert made.target.mask is not None
+    assert int(made.target.mask.sum()) == made.plain.d == 26
+    loss = made.target.loss(made.target.module, DATA)
+    assert loss.tolist() == [0.0] * 20
+
+
+def test_what_is_watched_can_be_read_and_is_never_half_there(tmp_path: Path) -> None:
+    module = network()
+    recorder = watch(module, tmp_path / "run", every=5)
+    for step in range(11):
+        kept = recorder(step)
+        assert (kept is not None) == (step % 5 == 0)
+        with torch.no_grad():
+            module[0].bias += 1
+    made = course(network(3), squared_error, DATA, tmp_path / "run")
+    assert made.steps == (0, 5, 10)
+    rows = made.anchors(0, [0, 1])[0]
+    assert_close(rows[1, 12:16] - rows[0, 12:16], torch.full((4,), 5.0))
+    again = watch(module, tmp_path / "run", every=1)  # a training that goes on
+    again.save(11)
+    assert course(network(), squared_error, DATA, tmp_path / "run").steps == (0, 5, 10, 11)
+
+
+def test_a_trainer_is_watched_by_one_line(tmp_path: Path) -> None:
+    callback = watch(network(), tmp_path, every=2).for_trainer()
+    callback.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    for step in range(1, 5):
+        callback.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert course(network(), squared_error, DATA, tmp_path).steps == (0, 2, 4)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "step-000100.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    truncate(written(tmp_path))
+    with pytest.raises(BadInput, match=r"step-000100.safetensors.*truncated"):
+        course(network(), squared_error, DATA, tmp_path)
+
+
+def test_a_file_that_is_missing_from_what_was_watched_is_named(tmp_path: Path) -> None:
+    recorder = watch(network(), tmp_path, every=1)
+    for step in range(3):
+        recorder(step)
+    (tmp_path / "step-000000001.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"step-000000001.safetensors' is missing"):
+        course(network(), squared_error, DATA, tmp_path)
+    recorder.save(1)
+    path = tmp_path / "step-000000002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=r"step-000000002.*truncated"):
+        course(network(), squared_error, DATA, tmp_path)
+    (tmp_path / LIST).write_text("{}")
+    with pytest.raises(BadInput, match="cannot be read"):
+        course(network(), squared_error, DATA, tmp_path)
+
+
+def changed(name: str, value: torch.Tensor | None) -> dict[int, dict[str, torch.Tensor]]:
+    made = states()
+    made[100] = {key: part for key, part in made[100].items() if key != name}
+    if value is not None:
+        made[100][name] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "message"),
+    [
+        ({}, "no checkpoint"),
+        ([], "no checkpoints were given"),
+        (changed("0.bias", None), "lacks .*0.bias"),
+        (changed("3.bias", torch.zeros(2)), "names .*3.bias"),
+        (changed("0.bias", torch.zeros(5)), "shape"),
+        (changed("0.bias", torch.full((4,), torch.nan)), "NaN or infinite in 0.bias"),
+        ([states(3), states(2)], "differ in steps"),
+    ],
+)
+def test_bad_input(checkpoints, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        course(network(), squared_error, DATA, checkpoints)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="does not exist"):
+        course(network(), squared_error, DATA, tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="holds no checkpoint"):
+        course(network(), squared_error, DATA, tmp_path)
+    written(tmp_path)
+    save_file(states()[0], tmp_path / "other-100.safetensors")
+    with pytest.raises(BadInput, match="step 100 more than once"):
+        course(network(), squared_error, DATA, tmp_path)
+    with pytest.raises(BadInput, match="every=0"):
+        watch(network(), tmp_path, every=0)
+    with pytest.raises(BadInput, match="is a file"):
+        watch(network(), tmp_path / "other-100.safetensors", every=1)
+
+
+def test_a_loss_to_the_anchor_has_no_curve() -> None:
+    with pytest.raises(BadInput, match="sampled="):
+        course(network(), "squared_distance_to_anchor", DATA, states())

@@ -1,0 +1,298 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from assay.errors import BadInput
+from assay.estimates.convergence import convergence
+from assay.landscape.experiments import EXPERIMENTS, Experiment, experiment
+from assay.landscape.known import deep_linear as known_deep_linear
+from assay.landscape.learning_coefficient import learning_coefficient
+from assay.landscape.losses import squared_error
+from assay.landscape.trajectory import Trajectory, trajectory
+from assay.landscape.trajectory_checks import judge
+from assay.landscape.transitions import transitions
+from assay.runs.measurement import from_settings, settings
+from assay.runs.result import Result
+from assay.zoo import deep_linear
+from assay.zoo.gibbs import gibbs
+
+WIDTHS = (4, 3, 4)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+TARGET = deep_linear.teacher(WIDTHS, 2, generator=generator())
+INPUTS = 2 * torch.eye(4)  # so that E[x x^T] = 1
+DATA = (INPUTS, INPUTS @ TARGET.T)
+TRAINED = deep_linear.train(
+    deep_linear.random_weights(WIDTHS, generator=generator(1), scale=0.05),
+    TARGET,
+    rate=0.02,
+    steps=500,
+    keep_every=50,
+)
+MODULE = deep_linear.as_module(TRAINED.checkpoints[0])
+STATES = {
+    step: deep_linear.as_module(weights).state_dict()
+    for step, weights in zip(TRAINED.steps, TRAINED.checkpoints, strict=True)
+}
+SETTINGS: dict[str, Any] = {
+    "sampled": "squared_distance_to_anchor",
+    "step_size": 1e-3,
+    "n_beta": 100.0,
+    "chains": 4,
+    "draws": 60,
+    "burn_in": 40,
+    "window": 2,
+}
+
+
+def measured(checkpoints: Any = STATES, **changed: Any) -> Result:
+    return trajectory(MODULE, squared_error, DATA, checkpoints, **{**SETTINGS, **changed})
+
+
+@pytest.fixture(scope="module")
+def plain() -> Result:
+    return measured()
+
+
+def test_the_exact_sampler_finds_the_same_at_each_checkpoint() -> None:
+    few = {step: STATES[step] for step in (0, 200, 500)}
+    result = measured(few, step_size=1e-3, chains=12, draws=1000, burn_in=600, window=1, localization=2.0)
+    for step, found in zip(few, (result.dataset.sel(step=step) for step in few), strict=True):
+        weights = TRAINED.checkpoints[TRAINED.steps.index(step)]
+        exact = gibbs(weights, n_beta=100.0, localization=2.0, chains=32, sweeps=400, generator=generator())
+        stderr = math.hypot(float(found["llc_stderr"]), convergence(exact.numpy()).mcse)
+        # three standard errors of both, and the square of the bias as a share, which the law leaves out
+        second = float(found["llc_bias"]) ** 2 / float(exact.mean())
+        assert float(found["llc"]) == pytest.approx(float(exact.mean()), abs=3 * stderr + second)
+        assert stderr < 0.06 * float(exact.mean())
+
+
+def test_each_checkpoint_is_estimated_as_it_would_be_alone() -> None:
+    """The same chains, one checkpoint at a time, by `learning_coefficient` on the training loss."""
+    few = {step: STATES[step] for step in (0, 350, 500)}
+    common: dict[str, Any] = {"step_size": 2e-4, "n_beta": 100.0, "localization": 3.0, "chains": 3, "seed": 7}
+    common |= {"draws": 50, "burn_in": 20, "batch_size": 2}
+    together = trajectory(MODULE, squared_error, DATA, few, window=1, **common).dataset
+    for place, state in enumerate(few.values()):
+        module = deep_linear.as_module(tuple(state.values()))
+        alone = learning_coefficient(module, squared_error, DATA, **common).dataset
+        here = together.isel(step=place)
+        assert float(here["loss"]) == pytest.approx(float(alone["anchor_loss"]), rel=1e-5, abs=1e-8)
+        # raw means: what is taken off for the step size is told beside
+        mine = here["llc_per_chain"].to_numpy() + float(here["llc_bias"])
+        theirs = alone["llc_per_chain"].to_numpy() + float(alone["llc_bias"])
+        assert mine.mean() == pytest.approx(
+            theirs.mean(), rel=1e-3, abs=2e-3 * (1 + abs(float(alone["anchor_loss"])))
+        )
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_numbers_do_not_depend_on_how_many_are_walked_together(plain: Result, at_once: int) -> None:
+    other = measured(checkpoints_at_once=at_once)
+    for name in ("llc", "llc_stderr", "loss", "llc_bias"):
+        np.testing.assert_allclose(other.dataset[name], plain.dataset[name], rtol=2e-3, atol=2e-4)
+
+
+def test_common_random_numbers_make_equal_checkpoints_equal() -> None:
+    same = {step: STATES[500] for step in (1, 2, 3, 4)}
+    found = measured(same, checkpoints_at_once=2).dataset["llc"].to_numpy()
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+    assert measured(same, seed=5).dataset["llc"].to_numpy()[0] != pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_batch_norm_is_taken_along_with_each_checkpoint() -> None:
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    first = {name: value.clone() for name, value in module.state_dict().items()}
+    second = {**first, "1.running_mean": first["1.running_mean"] + 3}
+    result = trajectory(
+        module,
+        squared_error,
+        DATA,
+        {0: first, 1: first, 2: second, 3: second},
+        **{**SETTINGS, "sampled": None},
+    )
+    loss = result.dataset["loss"].to_numpy()
+    assert loss[0] == pytest.approx(loss[1])
+    assert loss[2] > loss[0] + 10
+
+
+def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, plain: Result) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(progress: Any) -> None:
+        if progress.done == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        measured(out=tmp_path, progress=kill)
+    seen: list[int] = []
+    result = measured(out=tmp_path, progress=lambda progress: seen.append(progress.done))
+    assert seen[0] == 1
+    xr.testing.assert_identical(result.dataset, plain.dataset)
+    xr.testing.assert_identical(Result.load(result.path).dataset, plain.dataset)  # type: ignore[arg-type]
+
+
+def test_several_runs_have_an_axis_and_one_has_none(plain: Result) -> None:
+    assert plain.dataset["llc"].dims == ("step",)
+    both = measured([STATES, dict(reversed(STATES.items()))]).dataset
+    assert both["llc"].dims == ("run", "step")
+    np.testing.assert_allclose(both["llc"][0], both["llc"][1])
+    np.testing.assert_allclose(both["llc"][0], plain.dataset["llc"], rtol=2e-3, atol=2e-4)
+
+
+def test_a_mask_and_another_sampler_and_known_values() -> None:
+    mask = {"0.weight": torch.ones(3, 4, dtype=torch.bool)}
+    result = measured(mask=mask, sampler="mala", known=[1.0, 2.5], share=0.5)
+    assert result.dataset.attrs["parameters"] == 12
+    assert result.dataset["known"].to_numpy().tolist() == [1.0, 2.5]
+    assert float(result.dataset["llc_bias"].max()) == 0
+    with pytest.raises(BadInput, match="no such one"):
+        measured(sampler="walk")
+
+
+def test_settings_are_kept_as_they_were(plain: Result) -> None:
+    assert from_settings("trajectory", settings(plain.measurement)) == plain.measurement
+    assert isinstance(plain.measurement, Trajectory)
+
+
+def curves(runs: int, *, together: bool, seed: int = 0) -> xr.Dataset:
+    """Runs whose loss drops at places of their own, with LLC rises there or at others."""
+    rng = np.random.default_rng(seed)
+    loss, llc = np.zeros((2, runs, 200))
+    for run in range(runs):
+        places = np.sort(rng.choice(np.arange(15, 185, 12), 3, replace=False))
+        risen = places if together else np.sort(rng.choice(np.arange(15, 185, 12), 3, replace=False))
+        loss[run] = 9 - 3 * (np.arange(200)[:, None] >= places).sum(1)
+        llc[run] = 5 + 2 * (np.arange(200)[:, None] >= risen).sum(1)
+    noise = 0.05 * rng.normal(size=(2, runs, 200))
+    return xr.Dataset({"loss": (("run", "step"), loss + noise[0]), "llc": (("run", "step"), llc + noise[1])})
+
+
+def test_curves_that_change_together_are_aligned_and_others_are_not() -> None:
+    found = transitions(curves(12, together=True), window=5, share=0.1, rng=np.random.default_rng(0))
+    assert int(found["drops"]) == 36
+    assert float(found["alignment"]) == 1.0
+    assert float(found["baseline_alignment_high"]) < 0.6
+    assert float(found["alignment_p"]) < 0.01
+    assert float(found["correlation_low"]) > float(found["baseline_correlation_high"])
+    after = found.sel(lag=2)
+    assert float(after["llc_around_drop_low"]) > 1.5
+    assert float(after["loss_around_drop"]) == pytest.approx(-3, abs=0.2)
+    assert float(after["llc_around_drop_low"]) > float(after["baseline_llc_around_drop_high"])
+    none = transitions(curves(12, together=False), window=5, share=0.1, rng=np.random.default_rng(0))
+    assert float(none["alignment_p"]) > 0.05
+    assert float(none["correlation_low"]) < float(none["baseline_correlation_high"])
+
+
+def test_one_run_is_compared_with_itself_shifted() -> None:
+    found = transitions(curves(1, together=True), window=5, share=0.1, rng=np.random.default_rng(0))
+    assert float(found["alignment"]) == 1.0
+    assert float(found["alignment_p"]) < 0.05
+    assert np.isfinite(found["baseline_llc_around_drop"].to_numpy()).all()
+
+
+def test_gaps_in_the_llc_are_bridged_and_flat_curves_have_no_drops() -> None:
+    dataset = curves(2, together=True)
+    dataset["llc"][0, 50:53] = np.nan
+    dataset["llc"][1] = np.nan
+    dataset["loss"][1] = 4.0
+    found = transitions(dataset, window=5, share=0.1, rng=np.random.default_rng(0))
+    assert int((found["llc_change"][0] > 0).sum()) == 3
+    assert int((found["loss_change"][1] != 0).sum()) == 0
+
+
+def test_the_checks_tell_what_is_wrong(plain: Result) -> None:
+    assert {check.code: check.verdict for check in plain.checks if check.code == "L301"} == {"L301": "pass"}
+    trained = measured(sampled=None, step_size=1e-5)
+    minima = next(check for check in trained.checks if check.code == "L301")
+    assert minima.verdict in ("warn", "fail")
+    assert bool(trained.dataset["at_minimum"][-1])
+    assert not bool(trained.dataset["at_minimum"][2])
+    lost = measured(step_size=10.0)
+    assert next(check for check in lost.checks if check.code == "L302").verdict == "fail"
+    dataset = plain.dataset.copy()
+    for name, value, code in (
+        ("r_hat", 2.0, "L303"),
+        ("llc_bias", 100.0, "L304"),
+        ("alignment_p", 0.5, "L305"),
+    ):
+        bad = dataset.assign({name: xr.full_like(dataset[name], value)})
+        bad["drops"] = 3
+        verdicts = {check.code: check.verdict for check in judge(bad)}
+        assert verdicts[code] in ("warn", "fail"), code
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"step_size": 0.0}, "step_size"),
+        ({"n_beta": -1.0}, "n_beta"),
+        ({"localization": -1.0}, "localization"),
+        ({"chains": 1}, "chains"),
+        ({"draws": 4}, "draws"),
+        ({"burn_in": -1}, "burn_in"),
+        ({"batch_size": 5}, "batch_size=5: from 1 to the 4"),
+        ({"checkpoints_at_once": 0}, "checkpoints_at_once"),
+        ({"window": 6}, "window=6"),
+        ({"share": 1.0}, "share"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_settings(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        measured(**changed)
+
+
+@pytest.mark.parametrize("name", ["dln"])
+def test_an_experiment_is_what_trajectory_takes(name: str) -> None:
+    made: Experiment = experiment(name, runs=2, seed=3)
+    assert len(made.checkpoints) == 2
+    few = [{step: run[step] for step in list(run)[:4]} for run in made.checkpoints]
+    quick = {**made.settings, "draws": 10, "burn_in": 0, "window": 1}
+    assert trajectory(made.module, made.loss, made.data, few, **quick).dataset.sizes["run"] == 2
+
+
+def test_bad_experiments() -> None:
+    assert set(EXPERIMENTS) == {
+        "dln",
+        "toy_layernorm",
+        "toy_without_layernorm",
+        "modular_addition",
+        "induction",
+    }
+    with pytest.raises(BadInput, match="there is no such one"):
+        experiment("mnist")
+    with pytest.raises(BadInput, match="runs=0"):
+        experiment("dln", runs=0)
+
+
+@pytest.mark.slow
+def test_from_saddle_to_saddle_the_estimate_sits_on_the_lines_of_theory() -> None:
+    made = experiment("dln")
+    result = trajectory(made.module, made.loss, made.data, made.checkpoints, **made.settings)
+    found = result.dataset
+    lines = found["known"].to_numpy()
+    assert lines == pytest.approx([known_deep_linear((10, 4, 4, 10), rank).at(1000) for rank in range(5)])
+    ranks = [
+        int((torch.linalg.svdvals(deep_linear.product(tuple(state.values()))) > 0.3).sum())
+        for state in made.checkpoints[0].values()
+    ]
+    flat = np.array([rank for rank in range(5) if ranks.count(rank) > 5])
+    assert len(flat) >= 4
+    for rank in flat:
+        here = np.array(ranks) == rank
+        distance = float(np.median(found["llc"].to_numpy()[here])) - lines[rank]
+        assert abs(distance) < 0.05 * lines[rank]
+    assert float(found["alignment"]) == 1.0
+    assert float(found["alignment_p"]) < 0.05
