@@ -153,7 +153,8 @@ def test_several_runs_have_an_axis_and_one_has_none(plain: Result) -> None:
 
 def test_a_mask_and_another_sampler_and_known_values() -> None:
     mask = {"0.weight": torch.ones(3, 4, dtype=torch.bool)}
-    result = measured(mask=mask, sampler="mala", known=[1.0, 2.5], share=0.5)
+    few = {step: STATES[step] for step in (0, 250, 350, 500)}
+    result = measured(few, mask=mask, sampler="mala", known=[1.0, 2.5], share=0.5, draws=20, burn_in=5)
     assert result.dataset.attrs["parameters"] == 12
     assert result.dataset["known"].to_numpy().tolist() == [1.0, 2.5]
     assert float(result.dataset["llc_bias"].max()) == 0
@@ -296,3 +297,17 @@ def test_from_saddle_to_saddle_the_estimate_sits_on_the_lines_of_theory() -> Non
         assert abs(distance) < 0.05 * lines[rank]
     assert float(found["alignment"]) == 1.0
     assert float(found["alignment_p"]) < 0.05
+
+
+def test_the_step_size_is_chosen_for_the_stiffest_checkpoint() -> None:
+    """Of ||(W - P) x||^2 with E[x x^T] = 1 the Hessian is 2, so the potential's is 2 n beta + gamma."""
+    module = deep_linear.as_module((TARGET,))
+    states = {step: {"0.weight": TARGET} for step in range(4)}
+    few: dict[str, Any] = {"chains": 3, "draws": 200, "burn_in": 50, "window": 1, "localization": 4.0}
+    result = trajectory(module, squared_error, DATA, states, n_beta=50.0, **few)
+    assert float(result.dataset["step_size"]) == pytest.approx(0.2 / 104, rel=0.02)
+    assert not [check for check in result.checks if check.code == "L304" and check.verdict != "pass"]
+    auto = measured(step_size="auto")
+    stiff = measured({step: STATES[500] for step in range(4)}, step_size="auto")
+    # the last checkpoint has the largest singular values, and so the largest curvature
+    assert float(auto.dataset["step_size"]) == pytest.approx(float(stiff.dataset["step_size"]), rel=0.05)

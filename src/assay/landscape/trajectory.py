@@ -17,7 +17,7 @@ seldom a minimum, and there the number describes what a localized sampler finds,
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -32,14 +32,20 @@ from assay.landscape.chains import Chains, walk
 from assay.landscape.checkpoints import Course, Source, course
 from assay.landscape.estimators import NUMBERS, summary
 from assay.landscape.losses import Loss, loss_name
+from assay.landscape.probe import Probe
 from assay.landscape.samplers import sampler_of
-from assay.landscape.target import Data
+from assay.landscape.target import Data, Target
 from assay.landscape.trajectory_checks import judge
 from assay.landscape.transitions import transitions
 from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
+
+STIFF = 0.2
+"""Step size times the largest curvature. A mode of curvature h has a variance 1 / (1 - epsilon h / 4) too wide."""
+ROUNDS = 12
+"""Products with the Hessian in which the largest curvature is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,9 @@ class Trajectory(Measurement):
         data: hash of the data, as `Target.data_hash` gives it.
         loss: name of the loss whose curve is drawn, as `loss_name` gives it.
         sampled: name of the loss that is sampled.
-        step_size: epsilon of the sampler.
+        step_size: epsilon of the sampler, the same at every checkpoint; ``"auto"`` takes `STIFF` over the largest
+            curvature of the potential at any of them, so that in a quadratic potential, on all of the data, no variance
+            is more than a twentieth too wide.
         n_beta: number of samples times inverse temperature; n / ln n when None.
         localization: gamma, the precision of the Gaussian that keeps chains near each checkpoint.
         chains: independent chains at each checkpoint, at least 2.
@@ -70,7 +78,7 @@ class Trajectory(Measurement):
     data: str
     loss: str
     sampled: str
-    step_size: float
+    step_size: float | Literal["auto"] = "auto"
     n_beta: float | None = None
     localization: float = 1.0
     chains: int = 8
@@ -120,7 +128,7 @@ class Trajectory(Measurement):
         n = model.plain.n
         sampler_of(self.sampler)
         needs = {
-            f"step_size={self.step_size}: it must be above 0": self.step_size > 0,
+            f"step_size={self.step_size}: it must be above 0": self.step_size == "auto" or self.step_size > 0,
             f"n_beta={self.n_beta}: it must be above 0": self.n_beta is None or self.n_beta > 0,
             f"n_beta=None needs two examples or more, there are {n}": self.n_beta is not None or n > 1,
             f"localization={self.localization}: it is not negative": self.localization >= 0,
@@ -142,39 +150,51 @@ class Trajectory(Measurement):
             if not holds:
                 raise BadInput(f"{message}.")
 
-    def measure(self, model: Course, unit: Unit, shared: None) -> Pieces:
+    def prepare(self, model: Course) -> float:
+        """Give the step size: as set, or from the largest curvature at any checkpoint."""
+        if self.step_size != "auto":
+            return self.step_size
+        stiffest = [float(self._curvature(model, unit)) for unit in self.plan(model)]
+        return STIFF / max(stiffest)
+
+    def _curvature(self, model: Course, unit: Unit) -> Tensor:
+        """Give the largest curvature of the potential at a group of checkpoints."""
+        run, places = unit.detail["run"], range(unit.detail["start"], unit.detail["stop"])
+        here = model.target if model.together else model.at(run, places[0])[1]
+        chains = self._chains(model, here, model.anchors(run, places)[1], 0.0, 1)
+        return Probe(here, chains).curvature(rounds=ROUNDS).max()
+
+    def _chains(self, model: Course, here: Target, anchors: Tensor, step_size: float, each: int) -> Chains:
+        """Give so many chains for each anchor; a chain has the same seed at every one."""
+        count = len(anchors) * each
+        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(each)]
+        epsilon, beta, gamma = (
+            torch.full((count,), value, dtype=torch.float64)
+            for value in (step_size, self.temperature(model), self.localization)
+        )
+        masks = None if here.mask is None else here.mask[None]
+        rows = anchors.repeat_interleave(each, 0)
+        return Chains(tuple(seeds * len(anchors)), epsilon, beta, gamma, masks, self.batch_size, rows)
+
+    def measure(self, model: Course, unit: Unit, shared: float) -> Pieces:
         """Walk all chains of a group of checkpoints."""
         run, places = unit.detail["run"], range(unit.detail["start"], unit.detail["stop"])
         plain, here = (model.plain, model.target) if model.together else model.at(run, places[0])
         bare, anchors = model.anchors(run, places)
-        n_beta, count = self.temperature(model), len(places) * self.chains
+        n_beta, sampler = self.temperature(model), sampler_of(self.sampler)
         baseline = losses(here, anchors).cpu()
-        # one seed for each chain, the same at every checkpoint
-        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(self.chains)]
-        epsilon, beta, gamma = (
-            torch.full((count,), value, dtype=torch.float64)
-            for value in (self.step_size, n_beta, self.localization)
-        )
-        chains = Chains(
-            tuple(seeds * len(places)),
-            epsilon,
-            beta,
-            gamma,
-            None if here.mask is None else here.mask[None],
-            self.batch_size,
-            anchors.repeat_interleave(self.chains, 0),
-        )
-        sampler = sampler_of(self.sampler)
+        chains = self._chains(model, here, anchors, shared, self.chains)
         traces = walk(here, chains, self.burn_in + self.draws, sampler)
         shape = (len(places), self.chains, -1)
         excess = (n_beta * (traces.loss.cpu().view(shape) - baseline[:, None, None])).numpy()
         # the law is that of the potential; what it says of the localization is not added to the loss
         moving = here.d if here.mask is None else int(here.mask.sum())
-        held = float(sampler.bias(epsilon[0], gamma[0] * moving))
+        held = float(sampler.bias(chains.step_size[0], chains.localization[0] * moving))
         bias = (traces.bias.cpu().view(shape)[..., self.burn_in :].mean(-1) - held).clamp_min(0).numpy()
         estimates = [self._estimate(each, added) for each, added in zip(excess, bias, strict=True)]
         return {
             "loss": losses(plain, bare),
+            "step_size": torch.full((len(places),), shared, dtype=torch.float64),
             "downhill": downhill(here, anchors, n_beta),
             "distance": traces.distance.cpu().view(shape)[..., -1],
             **{name: torch.stack([each[name] for each in estimates]) for name in estimates[0]},
@@ -209,6 +229,7 @@ class Trajectory(Measurement):
                 "examples": model.plain.n,
             },
         )
+        dataset["step_size"] = float(dataset["step_size"].max())  # the same everywhere
         dataset["n_beta"] = self.temperature(model)
         dataset["at_minimum"] = dataset["downhill"] <= np.maximum(0.5, 0.02 * dataset["llc"])
         if self.known:
@@ -234,7 +255,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
     checkpoints: Source | Sequence[Source],
     *,
     sampled: Loss | str | None = None,
-    step_size: float,
+    step_size: float | Literal["auto"] = "auto",
     n_beta: float | None = None,
     localization: float = 1.0,
     chains: int = 8,
@@ -261,7 +282,8 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
             runs of the same steps.
         sampled: the loss that is sampled, where it is another one: ``"squared_distance_to_anchor"`` and
             ``"kl_to_anchor"`` compare with each checkpoint's own outputs, and make every checkpoint a minimum.
-        step_size: epsilon, the same at every checkpoint; look at ``llc_bias`` and check L304 to choose it.
+        step_size: epsilon, the same at every checkpoint; chosen for the stiffest of them when ``"auto"``. Look at
+            ``llc_bias`` and check L304.
         n_beta: number of samples times inverse temperature; n / ln n when not given.
         localization: gamma.
         chains: independent chains at each checkpoint.
