@@ -9,5 +9,20 @@ from assay.models.norms.finding import Norm
 from assay.models.norms.finding import find_norms as find
 from assay.models.norms.fixing import freeze, remove, scale
 from assay.models.norms.folding import fold, obstacles
+from assay.models.norms.recipe import Recipe
+from assay.models.norms.removal import Removal, remove_by_fine_tuning
 
-__all__ = ["Norm", "export", "find", "fold", "freeze", "obstacles", "remove", "report", "scale"]
+__all__ = [
+    "Norm",
+    "Recipe",
+    "Removal",
+    "export",
+    "find",
+    "fold",
+    "freeze",
+    "obstacles",
+    "remove",
+    "remove_by_fine_tuning",
+    "report",
+    "scale",
+]

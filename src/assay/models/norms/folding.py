@@ -150,7 +150,7 @@ def make_plain(norm: Norm) -> None:
                 parameter.zero_()
 
 
-def replace_norm(model: Model, norm: Norm, module: FixedNorm) -> None:
+def replace_norm(model: Model, norm: Norm, module: nn.Module) -> None:
     """Put another module in a norm's place; in place."""
     parent, _, name = norm.path.rpartition(".")
     setattr(model.module.get_submodule(parent), name, module)

@@ -1,0 +1,287 @@
+r"""Removal of norms by fine-tuning: one after the other, while the model is trained, until none looks at its input.
+
+Sites go in the recipe's order (Heimersheim 2024, 2409.13710; Baroni et al. 2025, 2507.02559): the norms before MLPs,
+what queries and keys read, what values read, the final one, one layer at a time. A norm is replaced by division by its
+running scale, which stands still from then on; first positions and end-of-text tokens keep a scale of their own until
+the end. The loss is the next token's, plus
+
+.. math:: w \,\frac1N \sum_t \bigl(\sigma_t - \bar\sigma_{\text{ordinary}}\bigr)^2
+
+for the final norm's scale, which holds the special tokens' norms down. A removal from which the held-out loss does not
+recover is undone, and the rest of the norms stay. Every step's windows are drawn by a generator of its own, and the
+state is written as the training goes on: killed and started again, it ends with the same bits.
+
+Two faults of the published code are not repeated: there the special scale of position 0 was held in a vector over
+hidden units, and so went to unit 0; and a norm without bias was not centred and not scaled.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from assay.errors import BadInput
+from assay.models.model import Model
+from assay.models.norms.finding import Norm, find_norms
+from assay.models.norms.folding import copied_model, renamed
+from assay.models.norms.recipe import Event, Recipe
+from assay.models.norms.removable import RemovableNorm, Step, make_removable, serve_apart, settle
+from assay.models.norms.removal_state import Progressed, StateFolder
+
+SAVE_EVERY = 25
+WAIT = 5
+"""Steps after which a loss that has not recovered is looked at again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What became of a model.
+
+    Attributes:
+        model: the trained copy, named as such: its removed norms divide by a constant, the others are alive.
+        removed: what was taken away, in order.
+        stopped: what was undone because the loss did not recover; empty where all went well.
+        loss_before: held-out loss of the model given, nats a token.
+        loss_after: of the copy.
+        history: step and held-out loss, whenever it was judged.
+    """
+
+    model: Model
+    removed: tuple[str, ...]
+    stopped: str
+    loss_before: float
+    loss_after: float
+    history: tuple[tuple[int, float], ...]
+
+
+def remove_by_fine_tuning(
+    model: Model,
+    tokens: Tensor,
+    held_out: Tensor,
+    *,
+    recipe: Recipe | None = None,
+    folder: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Removal:
+    """Remove a model's norms while fine-tuning it.
+
+    Args:
+        model: a decoder; it is copied, not changed.
+        tokens: token ids of the text to train on, (token,).
+        held_out: token ids of other text, by which recovery is judged, (token,).
+        recipe: what goes when; ``recipe.plain()`` is the fine-tuning to compare with.
+        folder: where the state is kept, and found again after a kill; ``None`` to keep none.
+        progress: told steps done and steps in all.
+
+    Returns:
+        The copy and how it went.
+
+    Raises:
+        BadInput: a setting out of range, too little text, norms that cannot be trained away, or a folder of
+            another fine-tuning.
+    """
+    recipe = recipe or Recipe()
+    recipe.check()
+    if recipe.length > (model.context_length or recipe.length):
+        raise BadInput(f"length={recipe.length}: {model.source} was built for {model.context_length} tokens")
+    for name, text, rows in (("tokens", tokens, 1), ("held_out", held_out, recipe.held_out_rows)):
+        if text.ndim != 1 or len(text) < rows * recipe.length + 1:
+            raise BadInput(
+                f"{name} has the shape {tuple(text.shape)}: give one row of {rows * recipe.length + 1} ids or more"
+            )
+    with ExitStack() as stack:
+        training = _Training.begin(model, recipe, stack)
+        kept = None if folder is None else StateFolder.of(Path(folder), model, recipe, tokens, held_out)
+        if kept is not None:
+            kept.restore(training.state, training.model.module, training.optimizer)
+        training.run(tokens, held_out, kept, progress or (lambda done, of: None))
+    settle(training.model, training.norms, training.made, training.special_positions())
+    return training.result(model, held_out)
+
+
+@dataclass(eq=False)
+class _Training:
+    """A fine-tuning under way."""
+
+    model: Model
+    recipe: Recipe
+    norms: list[Norm]
+    made: dict[str, RemovableNorm]
+    step: Step
+    events: list[Event]
+    optimizer: torch.optim.AdamW
+    state: Progressed = field(default_factory=Progressed)
+
+    @classmethod
+    def begin(cls, model: Model, recipe: Recipe, stack: ExitStack) -> "_Training":
+        """Copy the model and make its norms removable."""
+        copied = copied_model(model)
+        norms = [norm for norm in find_norms(copied) if not norm.is_fixed]
+        if not norms:
+            raise BadInput(f"{model.source} has no norm that is alive: there is nothing to remove")
+        step = Step(torch.zeros(1, recipe.length, dtype=torch.bool, device=copied.device))
+        made = make_removable(copied, norms, step)
+        events = recipe.events(norms, serve_apart(copied, norms, made, stack))
+        optimizer = torch.optim.AdamW(copied.module.parameters(), weight_decay=recipe.weight_decay, lr=0.0)
+        return cls(copied, recipe, norms, made, step, events, optimizer)
+
+    def run(
+        self,
+        tokens: Tensor,
+        held_out: Tensor,
+        kept: "StateFolder | None",
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Train to the last step, removing norms on the way, or until a removal cannot be recovered from."""
+        state, recipe = self.state, self.recipe
+        self._obey()
+        if not state.history:
+            self._judge(held_out)
+            state.next_at = recipe.start
+        while state.step < recipe.steps and not state.stopped:
+            if state.step >= state.next_at and (state.done < len(self.events) or state.undo):
+                self._remove_next(held_out)
+                if state.stopped:
+                    break
+            self._optimise(tokens)
+            state.step += 1
+            progress(state.step, recipe.steps)
+            if kept is not None and state.step % SAVE_EVERY == 0:
+                kept.save(state, self.model.module, self.optimizer)
+        if not state.finished:
+            self._finish(held_out)
+            if kept is not None:
+                kept.save(state, self.model.module, self.optimizer)
+
+    def special_positions(self) -> tuple[int, ...]:
+        """Positions whose scale is still kept apart."""
+        left = Event("positions", "") in self.events[self.state.done :]
+        return self.recipe.special_positions if left else ()
+
+    def result(self, given: Model, held_out: Tensor) -> Removal:
+        """What became of the model, judged as it will be used."""
+        state = self.state
+        names = [event.name for event in self.events[: state.done]]
+        norms = sum(own.removed for own in self.made.values())
+        if not self.events:
+            done = "fine-tuned with its norms"
+        else:
+            count = "" if norms == len(self.norms) else f"{norms} of {len(self.norms)} "
+            done = f"its {count}norms removed by fine-tuning"
+        changed = renamed(Model(self.model.module, given.tokenizer, self.model.anatomy, given.source), [done])
+        return Removal(
+            changed,
+            tuple(names),
+            state.stopped,
+            state.history[0][1],
+            state.history[-1][1],
+            tuple(state.history),
+        )
+
+    def _remove_next(self, held_out: Tensor) -> None:
+        """Take the next thing away if the loss has recovered from the last; wait, or undo that one, if not."""
+        state = self.state
+        loss = self._judge(held_out)
+        if state.undo and not loss <= state.best + self.recipe.tolerance:
+            if state.step - state.last_at > self.gap_of(state.done - 1) + self.recipe.patience:
+                self._undo()
+            state.next_at = state.step + WAIT
+            return
+        state.best = min(state.best, loss)
+        state.undo = {}
+        if state.done == len(self.events):
+            return
+        state.undo = {name: tensor.clone() for name, tensor in self.model.module.state_dict().items()}
+        state.done, state.last_at = state.done + 1, state.step
+        state.next_at = state.step + self.gap_of(state.done - 1)
+        self._obey()
+
+    def gap_of(self, index: int) -> int:
+        """Steps in which the loss has to recover from an event."""
+        return self.recipe.gap(self.events[index].group)
+
+    def _undo(self) -> None:
+        """Go back to before the last removal, and stop."""
+        state = self.state
+        state.stopped = self.events[state.done - 1].name
+        self.model.module.load_state_dict(state.undo)
+        state.done, state.undo = state.done - 1, {}
+        self._obey()
+
+    def _finish(self, held_out: Tensor) -> None:
+        loss = self._judge(held_out)
+        if self.state.undo and not loss <= self.state.best + self.recipe.tolerance:
+            self._undo()
+            self._judge(held_out)
+        if not self.state.stopped and self.state.done < len(self.events):
+            self.state.stopped = f"{self.events[self.state.done].name}, for want of steps"
+        self.state.undo, self.state.finished = {}, True
+
+    def _obey(self) -> None:
+        """Set every norm to what has been taken away so far."""
+        gone = self.events[: self.state.done]
+        for name, own in self.made.items():
+            own.apart = Event("qk", name) in gone
+            own.removed = any(event.norm == name and event.group != "qk" for event in gone)
+
+    def _special(self, ids: Tensor, *, all_of_them: bool = False) -> Tensor:
+        """Tokens whose scale is still kept apart, or was so at first, (row, pos)."""
+        gone = set() if all_of_them else {event.group for event in self.events[: self.state.done]}
+        mask = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        if "positions" not in gone:
+            mask[:, list(self.recipe.special_positions)] = True
+        if "tokens" not in gone and self.recipe.special_tokens:
+            mask |= torch.isin(ids, torch.tensor(self.recipe.special_tokens, device=ids.device))
+        return mask
+
+    def _optimise(self, tokens: Tensor) -> None:
+        recipe, step = self.recipe, self.state.step
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        starts = torch.randint(len(tokens) - recipe.length, (recipe.rows,), generator=generator).tolist()
+        ids = torch.stack([tokens[start : start + recipe.length + 1] for start in starts]).to(
+            self.model.device
+        )
+        self.step.momentum = recipe.momentum ** (recipe.rows / 32)
+        with torch.enable_grad():
+            self.step.special = self._special(ids[:, :-1])
+            loss = _loss(self.model, ids) + recipe.auxiliary * self._spread(ids[:, :-1])
+            self.optimizer.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        self.optimizer.step()
+
+    def _spread(self, ids: Tensor) -> Tensor:
+        """Mean squared distance of the final norm's scale from its mean over ordinary tokens."""
+        final = self.made.get("final_norm")
+        if final is None or final.seen is None or not self.recipe.auxiliary:
+            return torch.zeros((), device=self.model.device)
+        sigma = final.seen[..., 0]
+        ordinary = ~self._special(ids, all_of_them=True)
+        return (sigma - sigma[ordinary].mean()).square().mean()
+
+    def _judge(self, held_out: Tensor) -> float:
+        """The held-out loss as the model is now, noted."""
+        windows = self._windows(held_out)
+        self.step.special, self.step.momentum = self._special(windows[:, :-1]), None
+        with torch.no_grad():
+            loss = float(_loss(self.model, windows))
+        self.state.history.append((self.state.step, loss))
+        if len(self.state.history) == 1:
+            self.state.best = loss
+        return loss
+
+    def _windows(self, held_out: Tensor) -> Tensor:
+        """Windows of the held-out text, each with its next token, (row, length + 1)."""
+        length, rows = self.recipe.length, self.recipe.held_out_rows
+        return held_out[: rows * length + 1].unfold(0, length + 1, length).to(self.model.device)
+
+
+def _loss(model: Model, ids: Tensor) -> Tensor:
+    """Mean loss of the next tokens of windows, (row, length + 1), nats a token."""
+    logits = model.module(input_ids=ids[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())

@@ -1,0 +1,304 @@
+"""Removal by fine-tuning: served apart as by hand, recovering, stopping, resuming, written and read back, refused."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import assay
+from assay.errors import BadInput
+from assay.models.model import Model, wrap
+from assay.models.norms.finding import find_norms
+from assay.models.norms.fixed import FixedNorm
+from assay.models.norms.folding import copied_model
+from assay.models.norms.recipe import Event, Recipe
+from assay.models.norms.removable import RemovableNorm, Step, make_removable, serve_apart, settle
+from assay.models.norms.removal import remove_by_fine_tuning
+from families import FAMILIES
+from small_gpt2 import python_text, small_gpt2
+
+IDS = torch.randint(3, 101, (2, 9), generator=torch.Generator().manual_seed(0))
+QUICK = Recipe(
+    steps=44, rows=4, length=16, held_out_rows=8, warmup=2, start=2, gaps=(2, 2, 2, 2, 2, 2, 2), tolerance=0.3
+)
+
+
+def logits(model: Model, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return model.module(input_ids=ids).logits
+
+
+def removable(kind: str, stack: ExitStack) -> tuple[Model, dict[str, RemovableNorm]]:
+    model = copied_model(wrap(FAMILIES[kind].build()))
+    step = Step(torch.zeros(IDS.shape, dtype=torch.bool), momentum=0.0)
+    step.special[:, 0] = True
+    norms = find_norms(model)
+    made = make_removable(model, norms, step)
+    assert len(serve_apart(model, norms, made, stack)) == 3
+    return model, made
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "gpt_neox"])
+def test_a_living_removable_norm_changes_nothing_and_follows_the_scale(kind: str) -> None:
+    before = wrap(FAMILIES[kind].build())
+    with ExitStack() as stack:
+        model, made = removable(kind, stack)
+        assert (logits(model) - logits(before)).abs().max() < 2e-5
+        own = made["ln2.1"] if "ln2.1" in made else made["ln1.1"]
+        sigma = assay.capture(before, IDS, ["ln2_scale.1"])["ln2_scale.1"]
+        assert float(own.ordinary) == pytest.approx(float(sigma[:, 1:].mean()), rel=1e-5)
+        assert float(own.special) == pytest.approx(float(sigma[:, 0].mean()), rel=1e-5)
+        own.step.momentum = 0.75
+        logits(model, IDS[:, :1].expand(2, 9))
+        assert float(own.ordinary) != pytest.approx(float(sigma[:, 1:].mean()), rel=1e-3)
+
+
+def by_hand(module: nn.Module, layer: int, scale: Tensor) -> Tensor:
+    """GPT-2 whose queries and keys in one block read a norm with a fixed scale, and whose values the living one."""
+    block = module.transformer.h[layer]
+    stream: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        stream.append(args[0])
+
+    def mix(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        x = stream[0] - stream[0].mean(-1, keepdim=True)
+        fixed = x / scale * block.ln_1.weight + block.ln_1.bias
+        other = fixed @ block.attn.c_attn.weight + block.attn.c_attn.bias
+        return torch.cat([other[..., :64], output[..., 64:]], -1)
+
+    hooks = [block.ln_1.register_forward_pre_hook(keep), block.attn.c_attn.register_forward_hook(mix)]
+    with torch.no_grad():
+        found = module(input_ids=IDS).logits
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_queries_and_keys_are_served_apart_as_by_hand() -> None:
+    with ExitStack() as stack:
+        model, made = removable("gpt2", stack)
+        logits(model)
+        own = made["ln1.1"]
+        own.apart = True
+        scale = torch.full((1, 9, 1), float(own.ordinary))
+        scale[:, 0] = float(own.special)
+        expected = by_hand(FAMILIES["gpt2"].build(), 1, scale)
+        assert (logits(model) - expected).abs().max() < 2e-5
+        assert (logits(wrap(FAMILIES["gpt2"].build())) - expected).abs().max() > 1e-2
+
+
+def test_separate_projections_are_served_apart_too() -> None:
+    with ExitStack() as stack:
+        model, made = removable("llama", stack)
+        logits(model)
+        alive = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
+        made["ln1.0"].apart = True
+        apart = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
+        made["ln1.0"].removed = True
+        gone = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
+    torch.testing.assert_close(apart["q.0"], gone["q.0"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(apart["k.0"], gone["k.0"], atol=1e-5, rtol=1e-5)
+    assert torch.equal(apart["v.0"], alive["v.0"])
+    assert (gone["v.0"] - alive["v.0"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "special"), [("gpt2", ()), ("gpt2", (0,)), ("gemma", ()), ("qwen3", (0,))])
+def test_what_is_settled_is_what_was_trained(kind: str, special: Sequence[int]) -> None:
+    with ExitStack() as stack:
+        model, made = removable(kind, stack)
+        logits(model)
+        for own in made.values():
+            own.removed = True
+            own.step.special[:, 0] = bool(special)
+        expected = logits(model)
+    settle(model, find_norms(wrap(FAMILIES[kind].build())), made, special)
+    assert all(isinstance(norm.module, FixedNorm) for norm in find_norms(model))
+    assert (logits(model) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+def test_the_order_is_that_of_the_recipe() -> None:
+    norms = find_norms(wrap(FAMILIES["gemma3"].build()))
+    events = Recipe(special_tokens=(2,)).events(norms, ["ln1.0", "ln1.1", "ln1.2", "ln1.3"])
+    groups = list(dict.fromkeys(event.group for event in events))
+    assert groups == ["mlp", "qk", "v", "other", "final", "tokens", "positions"]
+    assert events[:2] == [Event("mlp", "ln2.0"), Event("mlp", "ln2.1")]
+    assert len(events) == 4 + 4 + 4 + 16 + 1 + 2
+    assert Recipe().plain().events(norms, []) == []
+
+
+def test_the_rate_warms_up_and_follows_a_cosine() -> None:
+    recipe = Recipe(steps=101, warmup=20, learning_rate=1.0, final_learning_rate=0.2)
+    assert [recipe.rate(step) for step in (0, 9, 20)] == pytest.approx([0.05, 0.5, 1.0])
+    assert recipe.rate(60) == pytest.approx(0.6)
+    assert recipe.rate(100) == pytest.approx(0.2)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return small_gpt2(30, layers=2, width=32)
+
+
+def fine_tuned(model: Model, recipe: Recipe = QUICK, **options: Any) -> assay.norms.Removal:
+    text, held_out = python_text()
+    return remove_by_fine_tuning(model, text, held_out, recipe=recipe, **options)
+
+
+@pytest.fixture(scope="module")
+def removal(tiny: Model) -> assay.norms.Removal:
+    return fine_tuned(tiny)
+
+
+def test_norms_go_and_the_loss_recovers(tiny: Model, removal: assay.norms.Removal) -> None:
+    assert removal.stopped == ""
+    assert removal.removed == (
+        "mlp of ln2.0", "mlp of ln2.1", "qk of ln1.0", "qk of ln1.1", "v of ln1.0", "v of ln1.1",
+        "final of final_norm", "special positions",
+    )  # fmt: skip
+    assert all(norm.is_fixed for norm in find_norms(removal.model))
+    assert removal.model.source == "GPT2LMHeadModel, its norms removed by fine-tuning"
+    assert not any(norm.is_fixed for norm in find_norms(tiny))
+    assert removal.loss_after < removal.loss_before + QUICK.tolerance
+    _, held_out = python_text()
+    rows = held_out[: 8 * 16 + 1].unfold(0, 17, 16)
+    found = logits(removal.model, rows[:, :-1]).log_softmax(-1).gather(-1, rows[:, 1:, None])
+    assert removal.loss_after == pytest.approx(-float(found.mean()), abs=1e-5)
+
+
+def test_it_is_written_read_back_and_norm_free(removal: assay.norms.Removal, tmp_path: Path) -> None:
+    assay.norms.export(removal.model, tmp_path)
+    ids = python_text()[1][:32].view(2, 16)
+    expected = logits(removal.model, ids)
+    for norms in ("kept", "identity"):
+        loaded = assay.load(tmp_path, norms=norms)
+        assert (logits(loaded, ids) - expected).abs().max() < 2e-5 * expected.abs().max()
+        found = assay.direct_logit_attribution(loaded, ids.tolist(), answer=5, foil=6).dataset
+        assert float(abs(found["freezing_error"]).max()) < 1e-4
+    assert all(norm.is_identity for norm in find_norms(loaded))
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def killed_at(step: int) -> Callable[[int, int], None]:
+    def progress(done: int, of: int) -> None:
+        assert of == QUICK.steps
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    tiny: Model, removal: assay.norms.Removal, tmp_path: Path
+) -> None:
+    for step in (26, 43):  # after the state of step 25 was written; then again, further on
+        with pytest.raises(Killed):
+            fine_tuned(tiny, folder=tmp_path, progress=killed_at(step))
+    resumed = fine_tuned(tiny, folder=tmp_path)
+    assert resumed.history == removal.history
+    assert resumed.model.weight_hash() == removal.model.weight_hash()
+    read = fine_tuned(tiny, folder=tmp_path, progress=killed_at(1))  # nothing is left to do
+    assert read.model.weight_hash() == removal.model.weight_hash()
+    with pytest.raises(BadInput, match="state of another fine-tuning"):
+        fine_tuned(tiny, dataclasses.replace(QUICK, seed=1), folder=tmp_path)
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(BadInput, match="is damaged"):
+        fine_tuned(tiny, folder=tmp_path)
+
+
+def test_a_removal_without_recovery_is_undone(tiny: Model) -> None:
+    strict = dataclasses.replace(
+        QUICK, tolerance=1e-9, patience=3, learning_rate=1e-9, final_learning_rate=1e-9
+    )
+    found = fine_tuned(tiny, strict)
+    assert found.stopped == "mlp of ln2.0" and found.removed == ()
+    assert found.loss_after == pytest.approx(found.loss_before, abs=1e-5)
+    assert not any(norm.is_fixed for norm in find_norms(found.model))
+    assert found.model.source.endswith("its 0 of 5 norms removed by fine-tuning")
+
+
+def test_without_steps_enough_it_says_what_is_left(tiny: Model) -> None:
+    found = fine_tuned(tiny, dataclasses.replace(QUICK, steps=8))
+    assert found.stopped.endswith("for want of steps")
+    assert sum(norm.is_fixed for norm in find_norms(found.model)) == 2
+    assert all(norm.module.by_position for norm in find_norms(found.model) if norm.is_fixed)
+
+
+def test_plain_fine_tuning_leaves_the_norms(tiny: Model) -> None:
+    found = fine_tuned(tiny, QUICK.plain())
+    assert found.removed == () and found.stopped == ""
+    assert found.loss_after < found.loss_before
+    assert found.model.source == "GPT2LMHeadModel, fine-tuned with its norms"
+    assert not any(norm.is_fixed for norm in find_norms(found.model))
+
+
+def test_rms_norms_go_too() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64,
+        )  # fmt: skip
+        model = wrap(LlamaForCausalLM(config))
+    recipe = dataclasses.replace(QUICK, special_tokens=(10,), special_positions=(0, 1), momentum=0.5)
+    found = fine_tuned(model, recipe)
+    assert found.stopped == "" and found.removed[-2:] == ("special tokens", "special positions")
+    assert all(norm.is_fixed for norm in find_norms(found.model))
+    assert found.loss_after < found.loss_before
+
+
+@pytest.mark.slow
+def test_a_trained_model_loses_its_norms_within_a_twentieth_of_a_nat(tmp_path: Path) -> None:
+    model = small_gpt2(600)
+    recipe = Recipe(steps=200, rows=16, held_out_rows=128, gaps=(4, 4, 4, 4, 4, 4, 10))
+    plain, removal = (fine_tuned(model, r) for r in (recipe.plain(), recipe))
+    assert removal.stopped == ""
+    assert removal.loss_before < 2.2
+    assert abs(removal.loss_after - plain.loss_after) < 0.05
+    assay.norms.export(removal.model, tmp_path)
+    _, held_out = python_text()
+    rows = held_out[: 128 * 64 + 1].unfold(0, 65, 64)
+    loaded = assay.load(tmp_path, norms="identity")
+    found = logits(loaded, rows[:, :-1]).log_softmax(-1).gather(-1, rows[:, 1:, None])
+    assert -float(found.mean()) == pytest.approx(removal.loss_after, abs=1e-4)
+    attributed = assay.direct_logit_attribution(loaded, rows[:8, :-1].tolist()).dataset
+    assert float(abs(attributed["freezing_error"]).max()) < 1e-4
+    alive = assay.direct_logit_attribution(plain.model, rows[:8, :-1].tolist()).dataset
+    assert float(abs(alive["freezing_error"]).max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"tolerance": 0.0}, "tolerance=0.0"),
+        ({"auxiliary": -1.0}, "auxiliary=-1.0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"gaps": (1,)}, "with a gap for each"),
+        ({"order": ("mlp",), "gaps": (2,)}, "leaves out final"),
+        ({"gaps": (0,) * 7}, "gaps must be at least 1"),
+        ({"momentum": 1.0}, "momentum between"),
+        ({"special_positions": (16,)}, "a window has 16 tokens"),
+        ({"length": 65}, "was built for 64 tokens"),
+        ({"held_out_rows": 4000}, "held_out has the shape"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tiny: Model, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        fine_tuned(tiny, dataclasses.replace(QUICK, **changed))
+
+
+def test_models_without_living_norms_are_refused(removal: assay.norms.Removal) -> None:
+    with pytest.raises(BadInput, match="no norm that is alive"):
+        fine_tuned(removal.model)
+    with pytest.raises(BadInput, match="cannot be trained away|is not one that can be trained away"):
+        fine_tuned(wrap(FAMILIES["stablelm"].build()))
