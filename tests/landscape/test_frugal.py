@@ -96,6 +96,7 @@ def test_where_not_all_data_are_looked_at_losses_are_paired_with_the_anchors(
     gradient = Sequential(made) if frugal else Functional(made)
     plain = begin(made, settings, gradient=gradient).advance(4)
     monkeypatch.setattr(target_module, "WORK", 5.5 * 11_000)
+    monkeypatch.setattr(frugal_module, "PAIRED", 1)
     fewer = target(made.module, squared_error, made.data)
     assert (fewer.seen, fewer.n) == (5, 40)
     assert fewer.looked_at[0].tolist() == made.data[0][[0, 10, 20, 29, 39]].tolist()
@@ -117,3 +118,15 @@ def test_where_not_all_data_are_looked_at_losses_are_paired_with_the_anchors(
                 .mean(1)
             )
         assert_close(paired.loss[:, step] - few.double(), plain.loss[:, step] - own, rtol=1e-3, atol=1e-4)
+
+
+def test_neighbouring_steps_share_a_look_at_the_anchor(monkeypatch) -> None:
+    monkeypatch.setattr(target_module, "WORK", 5.5 * 11_000)
+    made = material()
+    settings = chains(made, 7)
+    few = Frugal(made, settings, Sequential(made)).advance(6).loss
+    monkeypatch.setattr(frugal_module, "PAIRED", 1)
+    each = Frugal(made, settings, Sequential(made)).advance(6).loss
+    assert torch.equal(few[:, [0, 4]], each[:, [0, 4]])
+    assert torch.equal(few[:, 1:4], each[:, :1].expand(-1, 3))
+    assert torch.equal(few[:, 5], each[:, 4])

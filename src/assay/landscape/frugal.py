@@ -20,6 +20,9 @@ from assay.landscape.walks import Chains, Walk
 PIECE, LARGEST_PIECE = 2**16, 2**24
 """Coordinates in a piece on the CPU, where four of them fit in a core's cache, and elsewhere, where starting costs."""
 
+PAIRED = 4
+"""Steps that share one look at the anchor, where losses are paired with its own: neighbours are alike."""
+
 
 class Frugal:
     """SGLD chains of a large module on their way; `assay.landscape.chains.begin` makes them."""
@@ -28,6 +31,7 @@ class Frugal:
         self._target, self._chains, self._gradient = target, chains, gradient
         self._position = torch.empty(len(chains.seeds), target.d, dtype=target.dtype, device=target.device)
         self._slope = torch.zeros_like(self._position[0])
+        self._steps, self._excess = 0, self._position.new_zeros(len(chains.seeds), dtype=torch.float64)
         self._streams = Streams(chains.seeds, self._position)
         self._step_size, self._n_beta, self._localization = (
             part.double().tolist() for part in (chains.step_size, chains.n_beta, chains.localization)
@@ -60,12 +64,24 @@ class Frugal:
                     own = tuple(part[min(chain, len(part) - 1)] for part in batch)
                     traces[0, chain, step] = self._gradient.add(self._position[chain], own, self._slope)
                     traces[1:4, chain, step] = self._move(chain)
-                if self._chains.batch_size is not None and self._chains.anchors is None:
-                    traces[0, :, step] = self._target.paired(traces[0, :, step], batch)
+                if self._pairing:
+                    traces[0, :, step] = self._above(traces[0, :, step], batch) + self._target.anchor_loss
         traces[2].sqrt_()
         step_size = torch.tensor(self._step_size, dtype=torch.float64, device=traces.device)
         traces[4] = sgld.bias(step_size[:, None], traces[1])
         return Walk(*traces, reports={})
+
+    @property
+    def _pairing(self) -> bool:
+        chains = self._chains
+        return chains.batch_size is not None and chains.anchors is None and self._target.seen < self._target.n
+
+    def _above(self, losses: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        """Give what losses are above the anchor's on the same batches, found anew every few steps, (chain,)."""
+        if self._steps % PAIRED == 0:
+            self._excess = self._target.paired(losses, batch) - self._target.anchor_loss
+        self._steps += 1
+        return self._excess
 
     def _move(self, chain: int) -> Tensor:
         """Take the step of one chain, whose gradient is at hand, and leave zeros in the gradient's place.

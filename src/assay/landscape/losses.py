@@ -89,7 +89,10 @@ def next_token(module: nn.Module, batch: Batch) -> Tensor:
     Returns:
         (example, position - 1).
     """
-    return _cross_entropy(outputs_of(module, batch[0])[:, :-1], batch[0][:, 1:])
+    scores, ids = outputs_of(module, batch[0]), batch[0]
+    # the last position is scored too, and left out: leaving it out before would copy all scores
+    following = torch.cat([ids[:, 1:], ids[:, :1]], 1)
+    return _cross_entropy(scores, following)[:, :-1]
 
 
 def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:

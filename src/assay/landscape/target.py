@@ -36,7 +36,7 @@ class Rows(Protocol):
 Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[Any] | Rows | str | Path
 ROWS, TOKENS = 4096, 1024
 """Examples in one block of a pass over all of the data; of token ids, which make large outputs, so many tokens."""
-WORK = 1e11
+WORK = 4e10
 """Parameters times examples (or tokens) of a pass over all of the data; where it would be more, some stand for all."""
 KEPT = 2**28
 """Bytes of the anchor's outputs that are kept; more are computed anew for each batch."""
