@@ -201,6 +201,8 @@ def test_one_run_is_compared_with_itself_shifted() -> None:
     assert float(found["alignment"]) == 1.0
     assert float(found["alignment_p"]) < 0.05
     assert np.isfinite(found["baseline_llc_around_drop"].to_numpy()).all()
+    assert float(found["correlation_low"]) > 0
+    assert float(found["baseline_correlation_low"]) < 0 < float(found["baseline_correlation_high"])
 
 
 def test_gaps_in_the_llc_are_bridged_and_flat_curves_have_no_drops() -> None:

@@ -37,7 +37,14 @@ MEASURE = {
 WEIGHTS = {
     "llc": "Local learning coefficient: how degenerate the minimum is at which training ended.",
 }
+TRAININGS = {
+    "trajectory": "Trajectory: loss and learning coefficient over training, and whether they change together.",
+}
 WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."
+FOLLOWED = (
+    "SUBJECT is an experiment, trained on the spot, or FILE.py:FUNCTION with FOLDERS of its checkpoints: safetensors "
+    "named by step, as `assay.watch` writes them."
+)
 SAMPLED = (
     "SUBJECT is FILE.py:FUNCTION, where the function returns module, loss and data; or a language model (smollm2, a "
     "folder, a .gguf file, a hub id) with a file of text or of tokens as DATA."
@@ -66,6 +73,10 @@ def _app() -> App:
         app.command(f"assay.cli.measure:{name.replace('-', '_')}", name=name, help=f"{summary}\n\n{WORDS}", group=measure)
     for name, summary in WEIGHTS.items():
         app.command(f"assay.cli.landscape:{name}", name=name, help=f"{summary}\n\n{SAMPLED}", group=measure)
+    for name, summary in TRAININGS.items():
+        app.command(
+            f"assay.cli.trajectory:{name}", name=name, help=f"{summary}\n\n{FOLLOWED}", group=measure
+        )
     for name, summary in INSPECT.items():
         app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group=inspect)
     for flag in ("--help", "--version"):
@@ -107,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _no_command(word: str) -> str:
-    known = [*MEASURE, *WEIGHTS, *INSPECT]
+    known = [*MEASURE, *WEIGHTS, *TRAININGS, *INSPECT]
     near = difflib.get_close_matches(word, known, n=1)
     guess = f" Did you mean {near[0]}?" if near else ""
     kind = "option" if word.startswith("-") else "command"

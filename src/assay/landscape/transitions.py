@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from assay.estimates.alignment import alignment
 from assay.estimates.change_points import ChangePoints, change_points
+from assay.estimates.correlation import spearman
 from assay.estimates.estimate import Estimate, Floats, mean_interval
 
 REACH = 3
@@ -123,14 +123,20 @@ def _around(name: str, courses: Floats) -> dict[str, Any]:
 def _together(name: str, loss: Floats, rows: list[tuple[int, Floats]], window: int) -> dict[str, Any]:
     """Correlate falls of the loss with rises of the LLC between windows, run by run."""
     samples: dict[int, list[float]] = {}
+    found = Estimate(*[np.nan] * 4, n=0)
     for run, row in rows:
         fall, rise = -np.diff(_levels(loss[run], window)), np.diff(_levels(row, window))
-        if np.ptp(fall) > 0 and np.ptp(rise) > 0 and len(fall) > 2:
-            ranks = np.corrcoef(stats.rankdata(fall), stats.rankdata(rise))
-            samples.setdefault(run, []).append(float(ranks[0, 1]))
+        if np.ptp(fall) > 0 and np.ptp(rise) > 0 and len(fall) >= 4:
+            found = spearman(fall, rise)
+            samples.setdefault(run, []).append(found.value)
     means = [float(np.mean(each)) for each in samples.values()]
-    parts = [float(part) for part in mean_interval(means)] if means else [np.nan] * 4
-    return _named(name, Estimate(*parts, n=len(means)))
+    if len(loss) == 1 and len(rows) > 1 and means:  # one run and its shifts, which are all there are
+        shifts = np.array(samples[0])
+        low, high = np.quantile(shifts, [0.025, 0.975])
+        found = Estimate(means[0], float(shifts.std()), float(low), float(high), len(shifts))
+    elif len(loss) > 1 and means:
+        found = Estimate(*(float(part) for part in mean_interval(means)), n=len(means))
+    return _named(name, found)
 
 
 def _levels(row: Floats, window: int) -> Floats:
