@@ -53,7 +53,7 @@ class RemovableNorm(nn.Module):
 
     def __init__(self, norm: Norm, step: Step) -> None:
         super().__init__()
-        self.norm, self.step, self.axis = norm.module, step, norm.axis
+        self.norm, self.step, self.axis, self.axes = norm.module, step, norm.axis, len(norm.shape)
         self.centring, self.epsilon = norm.centring, norm.epsilon
         weight, bias = (getattr(norm.module, name, None) for name in ("weight", "bias"))
         plain = {id(p) for p in (weight, bias) if p is not None}
@@ -105,7 +105,7 @@ class RemovableNorm(nn.Module):
         slots = max(special) + 2 if special else 1
         scales = self.ordinary.repeat(slots)
         scales[list(special)] = self.special
-        shape = [slots if axis == self.axis else 1 for axis in range(self.axis + 2)]
+        shape = [slots if axis == self.axis else 1 for axis in range(self.axes)]
         one = scales.to(self.gain.dtype).view(shape)
         gain = self.gain.detach().clone() if getattr(self.norm, "weight", None) is not None else None
         bias = None if self.bias is None else self.bias.detach().clone()
