@@ -74,9 +74,13 @@ class Walking:
         self._step_size, self._n_beta, self._localization = (
             part.to(here)[:, None] for part in (chains.step_size, chains.n_beta, chains.localization)
         )
+        self._n_beta64, self._localization64 = (
+            part.to(here.device, torch.float64) for part in (chains.n_beta, chains.localization)
+        )
         position = self._anchors.expand(count, -1).clone()
         self._streams = Streams(chains.seeds, position)
         self._everything = everything(target) if chains.batch_size is None else None
+        self._room: list[Tensor] = []
         free = here.new_full((count, 1), len(here))
         if chains.masks is not None:
             free = chains.masks.sum(1, keepdim=True).to(here).expand(count, 1)
@@ -103,8 +107,8 @@ class Walking:
         Returns:
             Traces of these steps.
         """
-        count, names = len(self._chains.seeds), self._sampler.reports
-        traces = torch.empty(5 + len(names), count, steps, dtype=torch.float64, device=self._anchors.device)
+        names = self._sampler.reports
+        traces = self._anchors.new_empty(steps, 5 + len(names), len(self._chains.seeds), dtype=torch.float64)
         with torch.no_grad(), self._target.evaluating():
             for step in range(steps):
                 batch = self._batch()
@@ -114,19 +118,12 @@ class Walking:
                     self._chance(),
                     self._step_size,
                 )
-                for row, value in enumerate(
-                    (
-                        seen.point.loss,
-                        seen.point.squared_slope,
-                        seen.point.squared_distance,
-                        seen.point.virial,
-                        seen.bias,
-                        *seen.reports,
-                    )
-                ):
-                    traces[row, :, step] = value
-        traces[2].sqrt_()
-        return Walk(*traces[:5], reports=dict(zip(names, traces[5:], strict=True)))
+                point = seen.point
+                seen_by_all = (point.loss, point.squared_slope, point.squared_distance, point.virial)
+                torch.stack((*seen_by_all, seen.bias, *seen.reports), out=traces[step])
+        rows = traces.permute(1, 2, 0).contiguous()
+        rows[2].sqrt_()
+        return Walk(*rows[:5], reports=dict(zip(names, rows[5:], strict=True)))
 
     def _look(self, position: Tensor, batch: Batch) -> Point:
         """Find what is known of the potential at positions (chain, d)."""
@@ -135,15 +132,11 @@ class Walking:
             loss = self._target.paired(loss, batch)
         away = position - self._anchors
         slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._localization))
-        squared = torch.linalg.vecdot(away, away)
-        return Point(
-            loss,
-            self._n_beta[:, 0].double() * loss + self._localization[:, 0].double() / 2 * squared,
-            slope,
-            torch.linalg.vecdot(slope, slope),
-            squared,
-            torch.linalg.vecdot(away, slope) / 2,
-        )
+        # norms need no temporary the size of the chains, products do
+        squared_slope, squared = (torch.linalg.vector_norm(each, dim=1).square() for each in (slope, away))
+        virial = torch.linalg.vecdot(away, slope) / 2
+        potential = torch.addcmul(self._n_beta64 * loss, self._localization64, squared, value=0.5)
+        return Point(loss, potential, slope, squared_slope, squared, virial)
 
     def _chance(self) -> Chance:
         noise = self._masked(self._streams.noise())
@@ -158,7 +151,11 @@ class Walking:
             return self._everything
         assert self._chains.batch_size is not None
         rows = self._streams.rows(self._target.n, self._chains.batch_size)
-        return tuple(
-            part.index_select(0, rows.flatten()).view(*rows.shape, *part.shape[1:])
-            for part in self._target.data
-        )
+        return tuple(self._gather(index, part, rows) for index, part in enumerate(self._target.data))
+
+    def _gather(self, index: int, part: Tensor, rows: Tensor) -> Tensor:
+        """Read the examples of each chain, (chain, example, ...), into memory that is kept from step to step."""
+        if index == len(self._room):
+            self._room.append(part.new_empty(rows.numel(), *part.shape[1:]))
+        gathered = torch.index_select(part, 0, rows.flatten(), out=self._room[index])
+        return gathered.view(*rows.shape, *part.shape[1:])

@@ -229,7 +229,7 @@ class Stack:
     def _outer(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Give each chain's mean loss and its gradient with respect to the outputs."""
         if self._loss is squared_error and targets.shape == outputs.shape:
-            away = outputs - targets
+            away = outputs.sub_(targets)  # nobody reads the outputs again
             loss = torch.linalg.vector_norm(away, dim=(1, 2)).square() / away.shape[1]
             return loss, away.mul_(2 / away.shape[1])
         with torch.enable_grad():

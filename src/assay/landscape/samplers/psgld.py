@@ -30,6 +30,7 @@ class State(NamedTuple):
     Attributes:
         position: (chain, d).
         scale: G, (chain, d).
+        root: of G, (chain, d); taking it anew at each step costs as much as the noise.
         squares: sum of squared slopes so far, (chain, d).
         free: number of coordinates that move, (chain, 1).
         taken: steps so far.
@@ -37,6 +38,7 @@ class State(NamedTuple):
 
     position: Tensor
     scale: Tensor
+    root: Tensor
     squares: Tensor
     free: Tensor
     taken: int
@@ -71,25 +73,25 @@ class PSGLD:
 
     def init(self, position: Tensor, noise: Tensor, free: Tensor) -> State:
         """Begin at a position, (chain, d), without preconditioner."""
-        return State(position, torch.ones_like(position), torch.zeros_like(position), free, 0)
+        one = torch.ones_like(position)
+        return State(position, one, one, torch.zeros_like(position), free, 0)
 
     def step(
         self, state: State, potential: Potential, chance: Chance, step_size: Tensor
     ) -> tuple[State, Seen]:
         """Take one step of every chain; see `Sampler`."""
         point = potential(state.position)
-        scale, squares, squared_slope = state.scale, state.squares, point.squared_slope
+        scale, root, squares = state.scale, state.root, state.squares
         if self.adapt // 2 <= state.taken < self.adapt:
             squares = squares.addcmul(point.slope, point.slope)
         elif state.taken == self.adapt:
             scale = preconditioner(squares, state.free, self.damping)
-            squares = torch.zeros_like(scale[:, :1])  # of no more use
-        sized = scale * step_size
-        moved = state.position.addcmul(chance.noise, sized.sqrt()).addcmul_(point.slope, sized, value=-0.5)
-        if state.taken >= self.adapt:
-            squared_slope = torch.linalg.vecdot(point.slope, point.slope * scale)
-        after = State(moved, scale, squares, state.free, state.taken + 1)
-        return after, Seen(point, bias(step_size[:, 0], squared_slope))
+            root, squares = scale.sqrt(), squares[:, :0]  # the sums are of no more use
+        scaled = point.slope * scale
+        position = state.position.addcmul(chance.noise * root, step_size.sqrt())
+        position = position.addcmul_(scaled, step_size, value=-0.5)
+        after = State(position, scale, root, squares, state.free, state.taken + 1)
+        return after, Seen(point, bias(step_size[:, 0], torch.linalg.vecdot(point.slope, scaled)))
 
     def bias(self, step_size: Tensor, squared_slope: Tensor) -> Tensor:
         """Give the first-order bias of E[U], from the squared norm of slopes weighted by G."""
