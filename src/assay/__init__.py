@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from assay.activations.survey import survey
     from assay.errors import BadInput
     from assay.landscape import known
+    from assay.landscape.calibrate import calibrate
     from assay.landscape.learning_coefficient import learning_coefficient
     from assay.landscape.trajectory import trajectory
     from assay.landscape.watch import watch
@@ -45,6 +46,7 @@ __all__ = [
     "at",
     "attribution_patch",
     "average_causal_trace",
+    "calibrate",
     "capture",
     "causal_trace",
     "direct_logit_attribution",
@@ -76,6 +78,7 @@ _HOMES = {
     "at": "assay.models.edits",
     "attribution_patch": "assay.activations.attribution",
     "average_causal_trace": "assay.activations.average_trace",
+    "calibrate": "assay.landscape.calibrate",
     "capture": "assay.models.intervention",
     "causal_trace": "assay.activations.causal_trace",
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",

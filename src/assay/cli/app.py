@@ -36,6 +36,7 @@ MEASURE = {
 }
 WEIGHTS = {
     "llc": "Local learning coefficient: how degenerate the minimum is at which training ended.",
+    "calibrate": "Calibration plane: the learning coefficient over step size and temperature, the plateau marked.",
 }
 TRAININGS = {
     "trajectory": "Trajectory: loss and learning coefficient over training, and whether they change together.",

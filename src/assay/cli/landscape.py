@@ -28,6 +28,7 @@ from assay.runs.result import Result
 
 VERBS = {
     "llc": Verb("assay.landscape.learning_coefficient", "learning_coefficient"),
+    "calibrate": Verb("assay.landscape.calibrate", "calibrate"),
 }
 SUBJECT_HELP = (
     "FILE.py:FUNCTION, which returns module, loss and data; or a language model, with a text as DATA."

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
+from assay.landscape.defaults import MOMENTUM, affordable_steps, cheap_batch
 from assay.landscape.estimators import Draws, mean, named, slope, variance, wbic
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
-from assay.landscape.gradients import everything
 from assay.landscape.learning_coefficient_checks import judge
 from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
@@ -50,12 +50,6 @@ from assay.runs.result import Result
 
 TRACE = 1000
 """Steps of a trace that are kept for the picture, evenly spaced."""
-MOMENTUM = 0.9
-"""Share of the momentum kept on all of the data: flat directions are explored 19 times as fast."""
-BATCH_WORK = 1e8
-"""Examples (or tokens) times parameters up to which each step takes all of the data."""
-STEPS, WORK = (2_000, 20_000), 3e12
-"""Fewest and most steps of a chain, and the parameters times examples times chains that a budget pays for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +112,13 @@ class LearningCoefficient(Measurement):
         """Give the examples in a batch: as set, or as many as are cheap; None for all of the data."""
         if self.batch_size != "auto":
             return self.batch_size
-        if sampler_of(self.sampler).exact or work(model, None) <= BATCH_WORK:
-            return None
-        return min(model.n, max(16, min(512, int(BATCH_WORK / work(model, 1)))))
+        return None if sampler_of(self.sampler).exact else cheap_batch(model)
 
     def steps(self, model: Target) -> int:
         """Give the budget: as set, or what the work of a step allows."""
         if self.budget is not None:
             return self.budget
-        fewest, most = STEPS
-        return int(min(most, max(fewest, WORK / (work(model, self.batch(model)) * self.chains))))
+        return affordable_steps(model, self.batch(model), self.chains)
 
     def stepping(self, model: Target) -> Sampler:
         """Give the sampler."""
@@ -394,13 +385,6 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         seed=seed,
     )
     return perform(measurement, model, **run)
-
-
-def work(model: Target, examples: int | None) -> int:
-    """Give the parameters times the examples (or tokens) of a step of one chain; None for all of the data."""
-    each = model.data[0][0]
-    tokens = 1 if each.is_floating_point() else max(1, each.numel())
-    return model.d * tokens * (everything(model)[0].shape[1] if examples is None else examples)
 
 
 def _finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:

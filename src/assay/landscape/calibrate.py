@@ -1,0 +1,293 @@
+r"""The plane of step size and temperature: where the estimate of the learning coefficient depends on neither.
+
+Every setting :math:`(\varepsilon, n\beta)` is a few chains, and all settings walk as one batched run with common random
+numbers: chain c sees the same noise at every setting. On the plateau the estimate is steady: steps small enough that
+their bias is small, large enough that chains forget where they began, and a temperature at which the law
+:math:`E[n\beta (L - L^*)] \to \lambda` already holds. `assay.learning_coefficient` finds such a step size by itself;
+this is to see it, and to see how much the choice of temperature matters.
+
+A setting is on the plateau when none of its chains diverged, they agree and do not drift, the step size adds less than
+`TOLERABLE`, and its estimate is that of its temperature: within two standard errors or `STEADY` of the median over the
+sound step sizes.
+
+Cost: settings x chains x (burn_in + draws) gradients of one batch. Limits: all settings walk equally long, so the
+smallest steps go least far.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Unpack
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.random import SeedSequence
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.estimates.checks import Check
+from assay.landscape.calibration import Aim, run
+from assay.landscape.chains import Chains, walk
+from assay.landscape.estimators import NUMBERS, Draws, mean
+from assay.landscape.learning_coefficient import LearningCoefficient
+from assay.landscape.learning_coefficient_settings import require
+from assay.landscape.losses import Loss, loss_name, next_token
+from assay.landscape.minimum import Anchor, look
+from assay.landscape.target import Data, Target, target
+from assay.models.model import Model
+from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.perform import RunOptions, perform
+from assay.runs.result import Result
+
+STEPS = tuple(2.0**power for power in range(-6, 4))
+"""Step sizes that are looked at where none are given, in units of the one that a short run finds."""
+TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Values of n beta where none are given, in units of n / ln n."""
+TOLERABLE, STEADY, AGREEING = 0.15, 0.05, 1.1
+"""Bias as a share of the estimate, deviation from the temperature's median, and split R-hat, on the plateau."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """What is walked.
+
+    Attributes:
+        anchor: what is known of it.
+        step_size: epsilon, ascending.
+        found: the step size a short run found; NaN where all were given.
+    """
+
+    anchor: Anchor
+    step_size: tuple[float, ...]
+    found: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(Measurement):
+    """The estimate over a plane of step sizes and temperatures.
+
+    Attributes:
+        data: hash of the data, as `Target.data_hash` gives it.
+        loss: name of the loss, as `loss_name` gives it.
+        step_sizes: epsilon, ascending; ten around the one a short run finds when None.
+        n_betas: n beta, ascending; five around n / ln n when None.
+        localization: gamma.
+        chains: at each setting, at least 2.
+        draws: steps of each chain that are averaged, at least 8.
+        burn_in: steps before them.
+        batch_size: examples in a batch; None takes all of the data, "auto" as many as are cheap.
+        momentum: the share of its momentum that a step keeps; as in `LearningCoefficient` when None.
+        seed: of noise and batches.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    data: str
+    loss: str
+    step_sizes: tuple[float, ...] | None = None
+    n_betas: tuple[float, ...] | None = None
+    localization: float = 1.0
+    chains: int = 4
+    draws: int = 1000
+    burn_in: int = 1000
+    batch_size: int | Literal["auto"] | None = "auto"
+    momentum: float | None = None
+    seed: int = 0
+
+    def data_hash(self) -> str:
+        """Give the hash of the data the settings name."""
+        return self.data
+
+    def at(self, n_beta: float | None = None) -> LearningCoefficient:
+        """Give the estimate at one temperature, whose defaults hold here too."""
+        return LearningCoefficient(
+            data=self.data,
+            loss=self.loss,
+            n_beta=n_beta,
+            localization=self.localization,
+            chains=self.chains,
+            draws=self.draws,
+            burn_in=self.burn_in,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            seed=self.seed,
+        )
+
+    def temperatures(self, model: Target) -> tuple[float, ...]:
+        """Give the values of n beta: as set, or around n / ln n."""
+        if self.n_betas is not None:
+            return self.n_betas
+        return tuple(ratio * self.at().temperature(model) for ratio in TEMPERATURES)
+
+    def plan(self, model: Target) -> Sequence[Unit]:
+        """One batched run.
+
+        Raises:
+            BadInput: a setting out of range, or other data than those the settings name.
+        """
+        require(self.at(None if self.n_betas is None else 1.0), model)
+        for name, values in (("step_sizes", self.step_sizes), ("n_betas", self.n_betas)):
+            if values is not None and (not values or min(values) <= 0 or list(values) != sorted(set(values))):
+                raise BadInput(f"{name}={values}: give positive values, ascending, each once.")
+        return [Unit("plane", {})]
+
+    def prepare(self, model: Target) -> Plane:
+        """Look at the anchor, and find the step size around which to look where none are given."""
+        n_beta = self.temperatures(model)[len(self.temperatures(model)) // 2]
+        anchor = look(model, n_beta)
+        if self.step_sizes is not None:
+            return Plane(anchor, self.step_sizes, float("nan"))
+        aim = Aim(None, self.burn_in, 8, 0.05, 1.0, self.burn_in + 8)
+        chains = self._chains(model, [1.0], [n_beta])
+        found = run(model, chains, self.at().stepping(model), aim, float(anchor.loss)).step_size
+        return Plane(anchor, tuple(found * ratio for ratio in STEPS), found)
+
+    def _chains(self, model: Target, step_sizes: Sequence[float], n_betas: Sequence[float]) -> Chains:
+        """Lay out (step size, n beta, chain) as one row of chains."""
+        epsilon, beta, chain = torch.meshgrid(
+            torch.tensor(step_sizes, dtype=torch.float64),
+            torch.tensor(n_betas, dtype=torch.float64),
+            torch.arange(self.chains, dtype=torch.float64),
+            indexing="ij",
+        )
+        seeds = tuple(
+            int(SeedSequence([self.seed, int(number)]).generate_state(1)[0]) for number in chain.flatten()
+        )
+        masks = None if model.mask is None else model.mask[None]
+        gamma = torch.full_like(epsilon, self.localization).flatten()
+        batch = self.at().batch(model)
+        return Chains(seeds, epsilon.flatten(), beta.flatten(), gamma, masks, batch)
+
+    def measure(self, model: Target, unit: Unit, shared: Plane) -> Pieces:
+        """Walk all settings as one."""
+        chains = self._chains(model, shared.step_size, self.temperatures(model))
+        traces = walk(model, chains, self.burn_in + self.draws, self.at().stepping(model))
+        shape = (len(shared.step_size), len(self.temperatures(model)), self.chains, self.draws)
+        return {
+            "loss": traces.loss[:, self.burn_in :].cpu().reshape(shape),
+            "bias": traces.bias[:, self.burn_in :].cpu().reshape(shape),
+            "step_size": torch.tensor(shared.step_size, dtype=torch.float64),
+            "found": torch.tensor(shared.found, dtype=torch.float64),
+            "anchor_loss": shared.anchor.loss,
+        }
+
+    def combine(self, model: Target, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Estimate at every setting, and mark the plateau."""
+        (walked,) = pieces.values()
+        loss, bias, n_betas = walked["loss"].numpy(), walked["bias"].numpy(), self.temperatures(model)
+        names = (*NUMBERS, "llc_raw", "llc_bias")
+        plane = np.full((len(names), *loss.shape[:2]), np.nan)
+        finite = np.asarray(np.isfinite(loss * bias).all(-1))
+        for row, column in np.ndindex(loss.shape[:2]):
+            kept = finite[row, column]
+            draws = Draws(
+                loss[row, column, kept],
+                bias[row, column, kept],
+                n_betas[column],
+                float(walked["anchor_loss"]),
+            )
+            if kept.sum() >= 2:
+                found = mean(draws)
+                plane[:, row, column] = [found[name] for name in names]
+        dims = ("step_size", "n_beta")
+        dataset = xr.Dataset(
+            {name: (dims, values, {"allow_nan": True}) for name, values in zip(names, plane, strict=True)},
+            {"step_size": walked["step_size"].numpy(), "n_beta": np.array(n_betas)},
+            {"model": model.source, "loss": self.loss, "examples": model.n, "chains": self.chains},
+        )
+        dataset["diverged"] = (dims, (~finite).sum(-1))
+        dataset["plateau"] = plateau(dataset)
+        dataset["step_size_found"] = ((), float(walked["found"]), {"allow_nan": True})
+        return dataset
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """Judge whether there is a plateau."""
+        code, title = "L211", "no plateau"
+        count = int(dataset["plateau"].sum())
+        message = f"{count} of {dataset['plateau'].size} settings are on the plateau."
+        if count >= 2:
+            return [Check(code, title, "pass", float(count), message)]
+        remedy = "Look at other step sizes, or walk longer; without a plateau there is no estimate to trust."
+        return [Check(code, title, "fail", float(count), message, remedy)]
+
+    def memory(self, model: Target) -> int:
+        """Positions, gradients and noise of all chains of all settings, and their traces."""
+        steps = len(self.step_sizes or STEPS) * len(self.temperatures(model)) * self.chains
+        return steps * (6 * model.d * model.dtype.itemsize + 5 * 8 * (self.burn_in + self.draws))
+
+
+def plateau(dataset: xr.Dataset) -> xr.DataArray:
+    """Mark the settings at which the estimate is steady; see the head of this module."""
+    llc = dataset["llc"]
+    share = dataset["llc_bias"] / np.abs(llc)
+    still = np.abs(dataset["drift"]) <= np.maximum(3 * dataset["drift_stderr"], 0.02 * np.abs(llc))
+    sound = (
+        (dataset["diverged"] == 0) & (share <= TOLERABLE) & (dataset["r_hat"] <= AGREEING) & still & (llc > 0)
+    )
+    level = llc.where(sound).median("step_size")
+    near = np.abs(llc - level) <= np.maximum(2 * dataset["llc_stderr"], STEADY * np.abs(level))
+    return sound & near
+
+
+def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
+    module: nn.Module | Model,
+    loss: Loss | str | None,
+    data: Data,
+    *,
+    step_sizes: Sequence[float] | None = None,
+    n_betas: Sequence[float] | None = None,
+    localization: float = 1.0,
+    chains: int = 4,
+    draws: int = 1000,
+    burn_in: int = 1000,
+    batch_size: int | Literal["auto"] | None = "auto",
+    momentum: float | None = None,
+    mask: Mapping[str, Tensor] | str | None = None,
+    seed: int = 0,
+    source: str | None = None,
+    **run: Unpack[RunOptions],
+) -> Result:
+    """Estimate the learning coefficient over a plane of step sizes and temperatures, as one batched run.
+
+    Args:
+        module: as `assay.learning_coefficient` takes it, and so ``loss``, ``data`` and ``mask``.
+        loss: see there.
+        data: see there.
+        step_sizes: epsilon, ascending; ten around the one a short run finds when not given.
+        n_betas: n beta, ascending; five around n / ln n when not given.
+        localization: gamma.
+        chains: at each setting.
+        draws: steps of each chain that are averaged.
+        burn_in: steps before them.
+        batch_size: examples in a batch; None takes all of the data, "auto" as many as are cheap.
+        momentum: the share of its momentum that a step keeps; as in `assay.learning_coefficient` when not given.
+        mask: see there.
+        seed: of noise and batches.
+        source: what run folders call the module; its class when not given.
+        **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
+
+    Returns:
+        A result whose dataset holds over (step_size, n_beta) ``llc`` with ``llc_stderr``, ``llc_low`` and ``llc_high``,
+        ``llc_raw``, ``llc_bias``, the diagnostics, how many chains ``diverged``, and ``plateau``; and
+        ``step_size_found``, the step size a short run found.
+
+    What cannot be sampled, and a setting out of range, is `BadInput`.
+    """
+    model = target(module, loss, data, mask=mask, source=source)
+    measurement = Calibrate(
+        data=model.data_hash(),
+        loss=loss_name(loss or next_token),
+        step_sizes=_floats(step_sizes),
+        n_betas=_floats(n_betas),
+        localization=localization,
+        chains=chains,
+        draws=draws,
+        burn_in=burn_in,
+        batch_size=batch_size,
+        momentum=momentum,
+        seed=seed,
+    )
+    return perform(measurement, model, **run)
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)

@@ -1,0 +1,119 @@
+"""The calibration plane: the estimate at every step size and temperature, the plateau marked."""
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.report.figure import Figure
+from assay.report.theme import finished, records
+
+_PLANE = "calibrate"
+_WIDTH, _HEIGHT = 460, 240
+
+
+def chart(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
+    """Draw the estimate over step size, a line for each temperature, ready to show or save.
+
+    Args:
+        dataset: result of `assay.calibrate`.
+        truth: a known learning coefficient, drawn as a dashed line.
+
+    Returns:
+        An Altair chart in the light theme.
+    """
+    return finished(panel(dataset, truth=truth), {_PLANE: frame(dataset)})
+
+
+def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
+    """Draw the plane from its table without a configuration; see `chart`."""
+    llc = dataset["llc"].to_numpy()
+    steady = llc[dataset["plateau"].to_numpy()]
+    shown = steady if steady.size else llc[np.isfinite(llc)]
+    top = 1.5 * float(shown.max()) if shown.size else 1.0
+    x = alt.X(
+        "step_size:Q",
+        title="step size ε",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~e", tickCount=6),
+    )
+    scale = alt.Scale(domain=[0, max(top, 0.0 if truth is None else 1.2 * truth)], clamp=True)
+    y = alt.Y("llc:Q", title="estimate", scale=scale)
+    color = alt.Color("n_beta:O", title="nβ", scale=alt.Scale(scheme="viridis"))
+    base = alt.Chart(alt.NamedData(name=_PLANE)).transform_filter("isValid(datum.llc)")
+    tips = [
+        alt.Tooltip(name, format=".4g") for name in ("step_size:Q", "n_beta:Q", "llc:Q", "raw:Q", "r_hat:Q")
+    ]
+    layers = [
+        base.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color),
+        base.mark_line(strokeWidth=1, strokeDash=[2, 3], opacity=0.7).encode(
+            x=x, y=alt.Y("raw:Q", scale=scale), color=color
+        ),
+        base.transform_filter("datum.plateau")
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=color),
+        base.transform_filter("!datum.plateau")
+        .mark_point(size=35)
+        .encode(x=x, y=y, color=color, tooltip=tips),
+        base.transform_filter("datum.plateau")
+        .mark_point(size=60, filled=True, opacity=1)
+        .encode(x=x, y=y, color=color, tooltip=tips),
+    ]
+    if truth is not None:
+        known = alt.Chart(alt.InlineData(values=records(pd.DataFrame({"truth": [truth]}))))
+        layers.append(
+            known.mark_rule(style="cursor", strokeDash=[6, 4]).encode(y=alt.Y("truth:Q", scale=scale))
+        )
+    title = alt.Title("Calibration plane", subtitle=_sentence(dataset))
+    return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=title)
+
+
+def figures(dataset: xr.Dataset) -> list[Figure]:
+    """Give the plane as a figure of a report."""
+    return [
+        Figure(
+            name=_PLANE,
+            title="Calibration plane",
+            caption=(
+                "The estimate at every step size, a line for each temperature; dotted: before the bias of the step "
+                f"size is subtracted. Filled points with intervals are on the plateau. {_sentence(dataset)}."
+            ),
+            draw=lambda **_options: panel(dataset),
+            frame=frame(dataset),
+        )
+    ]
+
+
+def frame(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay the plane out as one row for each setting."""
+    names = {
+        "llc": "llc",
+        "low": "llc_low",
+        "high": "llc_high",
+        "raw": "llc_raw",
+        "r_hat": "r_hat",
+        "plateau": "plateau",
+    }
+    steps, betas = (dataset[name].to_numpy() for name in ("step_size", "n_beta"))
+    columns = {
+        name: dataset[variable].transpose("step_size", "n_beta").to_numpy().ravel()
+        for name, variable in names.items()
+    }
+    return pd.DataFrame(
+        {
+            "step_size": np.repeat(steps, len(betas)),
+            "n_beta": np.tile(np.round(betas, 1), len(steps)),
+            **columns,
+        }
+    )
+
+
+def _sentence(dataset: xr.Dataset) -> str:
+    steady = dataset["llc"].where(dataset["plateau"])
+    if not bool(dataset["plateau"].any()):
+        return "No setting is on the plateau"
+    low, high = float(steady.min()), float(steady.max())
+    count = int(dataset["plateau"].sum())
+    return (
+        f"{count} of {steady.size} settings are on the plateau, with estimates from {low:.4g} to {high:.4g}"
+    )
