@@ -10,6 +10,7 @@ import assay
 from benchmarks.cases import CASES
 from benchmarks.comparison import compare
 from benchmarks.conditions import ROOT
+from benchmarks.landscape import LEARNING, sample
 from benchmarks.startup import STARTUPS, start_up
 from benchmarks.table import write_tables
 
@@ -19,9 +20,14 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 def main() -> None:
     asked = _arguments()
-    model = assay.load(asked.model) if set(asked.cases) & set(CASES) else None
+    needing = {*CASES, *(name for name, case in LEARNING.items() if case.language)}
+    model = assay.load(asked.model) if set(asked.cases) & needing else None
     for name in asked.cases:
-        if model is None or name in STARTUPS:
+        if name in LEARNING:
+            learning = replace(LEARNING[name], repetitions=asked.repetitions or LEARNING[name].repetitions)
+            _say(f"{name}: {learning.title}")
+            record = sample(name, learning, model, threads=asked.threads, say=_say)
+        elif model is None or name in STARTUPS:
             startup = STARTUPS[name]
             startup = replace(startup, repetitions=asked.repetitions or startup.repetitions)
             _say(f"{name}: {startup.title}")
@@ -31,7 +37,7 @@ def main() -> None:
             _say(f"{name}: {case.title}")
             record = compare(name, case, model, device=asked.device, threads=asked.threads, say=_say)
         asked.results.mkdir(parents=True, exist_ok=True)
-        kind = "cpu" if name in STARTUPS else asked.device.partition(":")[0]
+        kind = "cpu" if name in STARTUPS or name in LEARNING else asked.device.partition(":")[0]
         (asked.results / f"{name}-{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
         for found in record["figures"]:
             named = f"{found['quantity']} {found['of']} {found['to']}".strip()
@@ -41,15 +47,19 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    known = [*CASES, *STARTUPS]
+    known = [*CASES, *STARTUPS, *LEARNING]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="case", default=known, help=f"of {', '.join(known)}")
+    parser.add_argument(
+        "cases", nargs="*", metavar="case", default=known, help=f"of {', '.join(known)}; llc for all of these"
+    )
     parser.add_argument("--device", default="cpu", help="of every side; start-up is always the CPU's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, help="instead of each case's own")
     parser.add_argument("--model", default="smollm2", help="anything `assay.load` takes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="elsewhere, the page is left as it is")
     asked = parser.parse_args()
+    if "llc" in asked.cases:  # all of them
+        asked.cases = [*LEARNING, *(name for name in asked.cases if name != "llc" and name not in LEARNING)]
     if unknown := set(asked.cases) - set(known):
         parser.error(f"no case is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return asked

@@ -52,8 +52,12 @@ class Side:
 
     def turn(self, task: str, cells: Cells) -> dict[str, Any]:
         """Have the side do a task once; return its seconds, peak memory and result."""
+        return self.ask({"task": task, "cells": cells})
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand the side a request; return its answer."""
         assert self._process.stdin is not None
-        print(json.dumps({"task": task, "cells": cells}), file=self._process.stdin, flush=True)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:

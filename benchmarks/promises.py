@@ -17,14 +17,14 @@ class Promise:
 
     Attributes:
         quantity: "ratio" or "difference" of the median seconds of `of` and `to`; "seconds": those of `of`;
-            "memory": peak bytes of `of`, less the weights.
+            "memory": peak bytes of `of`, less the weights; "memory ratio": of the peaks of `of` and `to`.
         of: label of a contestant.
         to: label of the one it is compared with, if any.
         direction: on which side of the bound the figure has to stay.
         bound: a ratio, seconds or bytes.
     """
 
-    quantity: Literal["ratio", "difference", "seconds", "memory"]
+    quantity: Literal["ratio", "difference", "seconds", "memory", "memory ratio"]
     of: str
     to: str = ""
     direction: Literal["at most", "at least"] = "at most"
@@ -39,7 +39,9 @@ def figure(promise: Promise, turns: dict[str, Turns], weight_bytes: int) -> dict
     """
     low = high = None
     if promise.quantity == "memory":
-        value = float(max(turn["peak_bytes"] for turn in turns[promise.of]) - weight_bytes)
+        value = _peak(turns[promise.of]) - weight_bytes
+    elif promise.quantity == "memory ratio":
+        value = _peak(turns[promise.of]) / _peak(turns[promise.to])
     else:
         seconds = np.array(
             [
@@ -56,6 +58,10 @@ def figure(promise: Promise, turns: dict[str, Turns], weight_bytes: int) -> dict
     if promise.bound is not None:
         kept = value <= promise.bound if promise.direction == "at most" else value >= promise.bound
     return {**vars(promise), "value": value, "low": low, "high": high, "kept": kept}
+
+
+def _peak(turns: Turns) -> float:
+    return float(max(turn["peak_bytes"] for turn in turns))
 
 
 def _compare(promise: Promise, medians: NDArray[np.float64]) -> NDArray[np.float64]:

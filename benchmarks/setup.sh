@@ -14,6 +14,9 @@ for requirements in benchmarks/peers/*-requirements.txt; do
     "$python" -m venv "$environment"
     # torch alone and first: a bare `torch` asked for by another package would bring gigabytes of CUDA libraries.
     "$environment/bin/pip" install --quiet "$(grep '^torch==' "$requirements")"
-    "$environment/bin/pip" install --quiet --requirement "$requirements"
+    "$environment/bin/pip" install --quiet --requirement <(grep -v '^--no-deps' "$requirements")
+    if alone=$(grep '^--no-deps' "$requirements"); then
+        "$environment/bin/pip" install --quiet --ignore-requires-python $alone
+    fi
     cp "$requirements" "$environment/installed.txt"
 done

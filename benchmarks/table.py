@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-ORDER = ("capture", "lens", "trace", "late-trace", "import", "load", "help", "survey")
+ORDER = ("capture", "lens", "trace", "late-trace", "import", "load", "help", "survey", "llc-a", "llc-b", "llc-m",
+         "llc-smollm2", "llc-smollm2-head", "llc-smollm2-mlp")  # fmt: skip
 
 Record = dict[str, Any]
 
@@ -81,6 +82,7 @@ def _promise_row(case: str, figure: Record) -> tuple[str, ...]:
         "difference": f"time of {figure['of']} - {figure['to']}",
         "seconds": f"time of {figure['of']}",
         "memory": f"peak memory of {figure['of']}, less the weights",
+        "memory ratio": f"peak memory of {figure['of']} / {figure['to']}",
     }[figure["quantity"]]
     measured = _quantity(figure, figure["value"])
     if figure["low"] is not None:
@@ -94,7 +96,7 @@ def _promise_row(case: str, figure: Record) -> tuple[str, ...]:
 def _quantity(figure: Record, value: float) -> str:
     if figure["quantity"] == "memory":
         return f"{value / 1e6:,.0f} MB"
-    return f"{value:.2f}x" if figure["quantity"] == "ratio" else f"{value:.2f} s"
+    return f"{value:.2f}x" if "ratio" in figure["quantity"] else f"{value:.2f} s"
 
 
 def _time_row(record: Record, label: str) -> tuple[str, ...]:
@@ -113,7 +115,9 @@ def _time_row(record: Record, label: str) -> tuple[str, ...]:
 
 
 def _difference(name: str, value: float) -> str:
-    return f"{value:.2%} of ids" if name == "top_token" else f"{value:.1e}"
+    if name == "top_token":
+        return f"{value:.2%} of ids"
+    return f"{value:.1f}" if name == "standard errors" else f"{value:.1e}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
