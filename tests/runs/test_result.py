@@ -1,5 +1,6 @@
 """Results: the table, the two files, hostile text, damage, and how a result shows itself."""
 
+import dataclasses
 import html
 import json
 import struct
@@ -213,6 +214,17 @@ def test_without_a_chart_it_shows_the_checks_and_then_the_table():
     assert html.escape("Do <i>this</i>.") in shown
     with pytest.raises(LookupError, match="toy has no chart"):
         result.chart()
+
+
+def test_as_text_it_says_first_what_is_amiss() -> None:
+    result = perform(Toy(), ToyModel())
+    wrong = Check("T009", "something is off", "fail", 3.0, "It is 3.", "Make it 2.")
+    lines = repr(dataclasses.replace(result, checks=[*result.checks, wrong])).splitlines()
+    total = len(result.checks) + 1
+    assert lines[0] == f"toy: {total - 1} of {total} checks passed"
+    assert lines[1] == "FAIL T009 something is off: It is 3."
+    assert all(name in lines[-1] for name in map(str, result.dataset.data_vars))
+    assert len(repr(result)) < 1000
 
 
 def test_with_a_chart_it_shows_the_checks_and_then_the_picture(monkeypatch: pytest.MonkeyPatch):

@@ -303,6 +303,9 @@ def _memory_explained(rows: int, least: int) -> Generator[None]:
     Args:
         rows: rows of the pass.
         least: rows of one variant, below which no pass can go.
+
+    Raises:
+        MemoryError: in place of the allocator's own.
     """
     try:
         yield

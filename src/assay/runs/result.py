@@ -87,6 +87,15 @@ class Result:
         """Give the same result as kept in ``path``."""
         return dataclasses.replace(self, path=path)
 
+    def __repr__(self) -> str:
+        """Say in a few lines what it is: the checks that do not pass first, then what the dataset holds."""
+        amiss = [check for check in self.checks if check.verdict != "pass"]
+        told = [f"{check.verdict.upper()} {check.code} {check.title}: {check.message}" for check in amiss]
+        passed = f"{len(self.checks) - len(amiss)} of {len(self.checks)} checks passed"
+        sizes = ", ".join(f"{name}: {size}" for name, size in self.dataset.sizes.items())
+        variables = ", ".join(map(str, self.dataset.data_vars))
+        return "\n".join([f"{self.measurement.name}: {passed}", *told, f"({sizes}) {variables}"])
+
     def _repr_html_(self) -> str:
         return checks_html(self.checks) + self._picture()
 
