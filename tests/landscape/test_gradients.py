@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from assay.landscape import gradients as gradients_module
 from assay.landscape import target as target_module
-from assay.landscape.gradients import Functional, Sequential, Stack, gradient_of, is_stack
+from assay.landscape.gradients import Functional, Sequential, Stack, everything, gradient_of, is_stack
 from assay.landscape.losses import cross_entropy, next_token, squared_error
 from assay.landscape.target import target
 from assay.models.model import Model
@@ -132,3 +132,47 @@ def test_a_language_model_is_differentiated_as_by_itself(
         expected = torch.autograd.grad(value, [parameters[name] for name in made.parameters])
         assert_close(losses[chain], value.detach(), rtol=1e-5, atol=1e-6)
         assert_close(slopes[chain], torch.cat([slope.flatten() for slope in expected]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [Stack, Functional, Sequential])
+@pytest.mark.parametrize("name", STACKS)
+def test_a_batch_for_all_chains_is_that_batch_for_each(name: str, way) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs, answers = torch.randn(1, 6, 3, generator=generator), torch.randn(1, 6, 2, generator=generator)
+    made = target(STACKS[name](), squared_error, (inputs[0], answers[0]))
+    rows = made.anchor() + 0.3 * torch.randn(4, len(made.anchor()), generator=generator)
+    shared = way(made)(rows, (inputs, answers))
+    own = way(made)(rows, (inputs.repeat(4, 1, 1), answers.repeat(4, 1, 1)))
+    for one, other in zip(shared, own, strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_that_is_kept_does_not_reach_into_what_was_given() -> None:
+    generator = torch.Generator().manual_seed(1)
+    made = target(STACKS["tanh"](), squared_error, (torch.randn(6, 3), torch.randn(6, 2)))
+    way, rows = Stack(made), made.anchor() + torch.randn(2, len(made.anchor()), generator=generator)
+    batch = (torch.randn(2, 6, 3, generator=generator), torch.randn(2, 6, 2, generator=generator))
+    given = way(rows, batch)
+    before = [part.clone() for part in given]
+    way(2 * rows, batch)
+    way(rows[:1], tuple(part[:1, :4] for part in batch))
+    assert all(torch.equal(part, kept) for part, kept in zip(given, before, strict=True))
+    assert all(torch.equal(part, kept) for part, kept in zip(way(rows, batch), before, strict=True))
+
+
+def test_a_linear_network_needs_no_more_rows_than_it_has_inputs_and_outputs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = (torch.randn(90, 3, generator=generator), torch.randn(90, 2, generator=generator))
+    made = target(STACKS["linear"](), squared_error, data)
+    assert [len(part[0]) for part in everything(made)] == [5, 5]
+    rows = made.anchor() + torch.randn(3, len(made.anchor()), generator=generator)
+    few, all_of_it = (
+        Stack(made)(rows, batch) for batch in (everything(made), tuple(part[None] for part in data))
+    )
+    for one, other in zip(few, all_of_it, strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for module, loss in ((STACKS["one layer"](), squared_error), (STACKS["tanh"](), squared_error)):
+        assert len(everything(target(module, loss, data))[0][0]) == 90
+    assert (
+        len(everything(target(STACKS["linear"](), cross_entropy, (data[0], data[1].argmax(1))))[0][0]) == 90
+    )
