@@ -112,4 +112,26 @@ CASES = {
         every=37,
         times=40,
     ),
+    "deletions": Case(
+        "each of 30 layers left out, 16 inputs of 64 tokens: loss, KL and top-1 agreement at every position",
+        SHORT,
+        (
+            Contestant("depth", "deletions"),
+            Contestant("depth", "deletions_by_forwards"),
+            Contestant("depth", "thirty_forwards"),
+        ),
+        (
+            Promise("ratio", "depth deletions", "depth deletions_by_forwards", bound=0.6),
+            Promise("ratio", "depth deletions", "depth thirty_forwards"),
+        ),
+        repetitions=3,
+    ),
+    # A full forward for each of 300 components would take an hour: every 37th is timed, the whole is in proportion.
+    "ablation": Case(
+        "each of 30 x (9 heads + MLP) ablated, 8 inputs of 32 tokens: loss, KL and top-1 agreement at every position",
+        SHORT,
+        (Contestant("depth", "ablation"), Contestant("depth", "ablation_by_forwards", every=37)),
+        (Promise("ratio", "depth ablation_by_forwards", "depth ablation"),),
+        repetitions=3,
+    ),
 }

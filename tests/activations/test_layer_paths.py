@@ -26,10 +26,12 @@ def look(model: Model, inputs: Any = INPUTS, **changed: Any) -> assay.Result:
 
 
 def shares(model: Model, ids: list[int]) -> np.ndarray:
-    """The projection of each length's gradient on the whole, one input alone."""
+    """Sizes of each length's gradient, projections on the whole, and what cancels; one input alone."""
     recording = record(model, [ids])
     parts = path_gradients(recording, loss_gradient(recording))[:, 0].flatten(1).double().numpy()
-    return parts @ parts.sum(0) / (parts.sum(0) ** 2).sum()
+    whole, size = parts.sum(0), np.linalg.norm(parts, axis=1)
+    cancelled = np.full(len(size), size.sum() / np.linalg.norm(whole))
+    return np.stack([size / size.sum(), parts @ whole / (whole @ whole), cancelled])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
@@ -45,17 +47,19 @@ def test_both_sides_are_those_of_their_parts(kind: str) -> None:
             found = dataset["effect_by_input"].sel(input=number, depth=depth)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     samples = np.stack([shares(model, ids) for ids in INPUTS])
-    expected = bootstrap(samples, np.random.default_rng(2), resamples=40)
+    expected = bootstrap(samples[:, 0], np.random.default_rng(2), resamples=40)
     np.testing.assert_allclose(dataset["gradient_share"], expected[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(dataset["gradient_share_high"], expected[3], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dataset["gradient_share_stderr"], expected[1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(
         dataset["baseline_gradient_share"],
-        shares(untrained_twin(model, seed=2), INPUTS[0]),
+        shares(untrained_twin(model, seed=2), INPUTS[0])[0],
         rtol=0,
         atol=1e-5,
     )
+    np.testing.assert_allclose(dataset["projected_share"], samples[:, 1].mean(0), rtol=0, atol=1e-5)
+    assert float(dataset["cancellation"]) == pytest.approx(samples[:, 2].mean(), rel=1e-4)
     np.testing.assert_allclose(dataset["path_share"], stats.binom.pmf(range(4), 3, 0.5))
-    assert float(dataset["gradient_share"].sum()) == pytest.approx(1, abs=1e-5)
+    assert float(dataset["projected_share"].sum()) == pytest.approx(1, abs=1e-5)
     own = assay.layer_horizon(
         model, INPUTS, keep_first=False, read=3, tolerances=(0.5, 0.05), baseline_inputs=0, seed=2
     ).dataset

@@ -11,9 +11,12 @@ clean model's most probable other one likewise. KL is taken token by token befor
 sign do not cancel.
 
 What stands in: ``zero``; the component's ``mean`` over inputs and positions, or at each position (``position_mean``);
-its value in another input at the same position (``resample``); itself with Gaussian ``noise`` of its own spread. The
-baseline moves the component as far, token by token, in a random direction: a component whose replacement does no more
-than that is not shown to carry anything.
+its value in another input at the same position (``resample``); itself with Gaussian ``noise`` of its own spread; the
+constant that loses least, learned (``optimal``, :mod:`assay.activations.optimal_constants`). ``freeze`` turns this
+round: the embeddings carry noise, the component keeps its clean value, and effects are differences from the disturbed
+run: what it takes back. Besides modules, an edge (what one reader sees of one component) and a direction at a site can
+be replaced (:mod:`assay.activations.links`). The baseline moves the component as far, token by token, in a random
+direction: a component whose replacement does no more than that is not shown to carry anything.
 
 Intervals are bootstrapped over inputs (BCa); p-values are Student's, over inputs, for a mean of zero, and adjusted over
 the scan (Benjamini and Hochberg 1995).
@@ -26,8 +29,8 @@ Janson 2024, 2409.09951). One component at a time: what others can do in its pla
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -36,29 +39,33 @@ from torch import Tensor
 
 from assay.activations.ablation_checks import ablation_checks
 from assay.activations.clean_run import METRICS, CleanRun
-from assay.activations.components import (
-    Component,
-    Replacements,
-    Statistics,
-    Value,
-    find_components,
-    statistics,
-)
-from assay.activations.data_set import check_inputs, check_scan, inputs_of
+from assay.activations.component_names import find_components
+from assay.activations.components import Component
+from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.effects import PARTS, effect_variables, mean_variables
+from assay.activations.optimal_constants import Constants, Descent, optimal_constants
 from assay.activations.prompt_pairs import Prompts
+from assay.activations.replacements import Replacements, Statistics, Value, statistics
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
+from assay.models.edits import Edit
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
-from assay.models.partial import Variant, partial_forward, record
+from assay.models.partial import Recording, Variant, measured, partial_forward, record
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 INPUTS_A_UNIT = 4
 VARIANTS_AT_ONCE = 256
+
+
+class Prepared(NamedTuple):
+    """What a value needs of the whole data set: its statistics, and the best constants of each component."""
+
+    statistics: Statistics | None
+    constants: Constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,10 @@ class Ablation(Measurement):
         inputs: token ids of the data set, all of one length.
         components: what is replaced: ``heads``, ``mlp``, ``attention``, ``layers``, ``head.3.5``, ``neuron.3.112``...
         value: what stands in.
-        noise: standard deviations of the noise, for ``value="noise"``.
+        noise: standard deviations of the noise, for ``value="noise"``, and of the embeddings' for ``"freeze"``.
+        descent_steps: of gradient descent to the best constant, for ``value="optimal"``.
+        descent_rate: its step, in standard deviations of the component.
+        read: positions read of each input, evenly spread; ``None`` for all.
         baseline_inputs: inputs on which random directions are tried too; 0 for none.
         resamples: of the bootstrap.
         seed: of partners, noise, random directions and bootstrap.
@@ -81,16 +91,25 @@ class Ablation(Measurement):
     components: tuple[str, ...] = ("heads", "mlp")
     value: Value = "mean"
     noise: float = 1.0
+    descent_steps: int = 20
+    descent_rate: float = 0.1
+    read: int | None = None
     baseline_inputs: int = 4
     resamples: int = 2000
     seed: int = 0
     max_rows: int | None = None
 
-    def prepare(self, model: Model) -> Statistics | None:
-        """Take the statistics of the data set that the value needs."""
+    def prepare(self, model: Model) -> Prepared:
+        """Take the statistics of the data set that the value needs, and learn the best constants."""
+        components = find_components(model, self.components)
         if self.value in ("zero", "resample"):
-            return None
-        return statistics(model, self.inputs, self._sites(find_components(model, self.components)))
+            return Prepared(None, {})
+        sites = {"embed"} if self.value == "freeze" else {site for c in components for site in c.sites}
+        known = statistics(model, self.inputs, sorted(sites))
+        if self.value != "optimal":
+            return Prepared(known, {})
+        descent = Descent(self.descent_steps, self.descent_rate)
+        return Prepared(known, optimal_constants(model, self.inputs, components, known, descent))
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """A few inputs each, with every component.
@@ -99,7 +118,12 @@ class Ablation(Measurement):
             BadInput: inputs of different lengths, a component this model does not have, or a setting out of range.
         """
         self._validate()
-        find_components(model, self.components)
+        self._read()
+        components = find_components(model, self.components)
+        if self.value == "noise" and any(component.kind == "direction" for component in components):
+            raise BadInput(
+                "value='noise' has no spread along a direction; take zero, mean, resample or optimal"
+            )
         step = min(INPUTS_A_UNIT, self.max_rows or INPUTS_A_UNIT)
         units = []
         for start in range(0, len(self.inputs), step):
@@ -108,31 +132,41 @@ class Ablation(Measurement):
             units.append(Unit(f"inputs-{start:05d}", {"start": start, "stop": stop}, cost=cost))
         return units
 
-    def measure(self, model: Model, unit: Unit, shared: Statistics | None) -> Pieces:
+    def measure(self, model: Model, unit: Unit, shared: Prepared) -> Pieces:
         """Replace every component in a few inputs, and in the first ones of the data set random directions too."""
         start, stop = unit.detail["start"], unit.detail["stop"]
         components = find_components(model, self.components)
-        sites = self._sites(components)
-        recording = record(model, torch.tensor(self.inputs[start:stop]), sites=sites)
-        partners = self._partners()[start:stop] if self.value == "resample" else []
-        others = capture(model, [list(self.inputs[p]) for p in partners], sites) if partners else {}
+        recording = record(model, torch.tensor(self.inputs[start:stop]), sites=self._sites(components))
+        clean, others = (
+            CleanRun.of(recording, self._read()),
+            self._others(model, recording, components, start, stop),
+        )
+        if self.value == "freeze":
+            disturbed = self._disturbed(model, recording, shared, start)
+            clean, recording = replace(clean, recording=disturbed), disturbed
         numbers = list(range(start, stop))
-        standing_in = Replacements(recording, numbers, self.value, shared, others, self.noise, self.seed)
-        clean = CleanRun.of(recording)
+        standing_in = Replacements(
+            recording, numbers, self.value, shared.statistics, others, self.noise, self.seed, shared.constants
+        )
+        before = self._before(clean)
         pieces = {
-            "effect": self._scan(clean, components, standing_in),
-            "own": self._run(clean, [standing_in.own(components[0])])[0],
+            "effect": self._scan(clean, components, standing_in) - before[:, :, None],
+            "own": self._run(clean, [standing_in.own(components[0])])[0] - before,
             "clean_loss": clean.loss,
             "fallback": torch.tensor(bool(recording.fallback)),
         }
-        compared = len(self._compared(start, stop))
-        if compared:
-            few = recording.rows(0, compared)
-            other_rows = {site: value[:compared] for site, value in others.items()}
-            moved = Replacements(
-                few, numbers[:compared], self.value, shared, other_rows, self.noise, self.seed
+        if self.value == "freeze":
+            pieces["disturbed"] = before
+        few = len(self._compared(start, stop))
+        if few:
+            moved = replace(
+                standing_in,
+                recording=recording.rows(0, few),
+                inputs=numbers[:few],
+                partners={site: value[:few] for site, value in others.items()},
             )
-            pieces["random"] = self._scan(CleanRun.of(few), components, moved, random=True)
+            first = clean.rows(0, few)
+            pieces["random"] = self._scan(first, components, moved, random=True) - before[:few, :, None]
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -143,6 +177,7 @@ class Ablation(Measurement):
         variables: dict[str, Any] = {
             **effect_variables(effect, "component", resamples=self.resamples, seed=self.seed),
             **mean_variables("clean_loss", loss),
+            **self._disturbance(units),
             "own_value_effect": ((), max(float(piece["own"][:, 0].abs().max()) for piece in units)),
         }
         if self.baseline_inputs:
@@ -171,6 +206,41 @@ class Ablation(Measurement):
         logits = 4 * model.parts.vocabulary * len(self.inputs[0]) * 3 * INPUTS_A_UNIT
         return wide * (8 * model.n_layers * INPUTS_A_UNIT + VARIANTS_AT_ONCE + 16 * rows) + 4 * logits
 
+    def _others(
+        self, model: Model, recording: Recording, components: Sequence[Component], start: int, stop: int
+    ) -> Mapping[str, Tensor]:
+        """The sites in the runs that values are taken from: of other inputs, or of the clean run."""
+        if self.value == "freeze":
+            return recording.sites
+        if self.value != "resample":
+            return {}
+        partners = [list(self.inputs[partner]) for partner in self._partners()[start:stop]]
+        return capture(model, partners, self._sites(components))
+
+    def _disturbed(self, model: Model, recording: Recording, shared: Prepared, start: int) -> Recording:
+        """The same inputs with Gaussian noise on their embeddings, of the embeddings' own spread over the data set."""
+        assert shared.statistics is not None  # they were taken for this
+        spread = self.noise * shared.statistics.deviation["embed"].to(recording.embed)
+        noise = []
+        for row in range(len(recording.ids)):
+            seed = int(np.random.default_rng([self.seed, 2, start + row]).integers(2**63))
+            drawn = torch.randn(recording.embed.shape[1:], generator=torch.Generator().manual_seed(seed))
+            noise.append(drawn.to(recording.embed))
+        edits: dict[str, Edit] = {"embed": recording.embed + spread * torch.stack(noise)}
+        return record(model, recording.ids, sites=list(recording.sites), edits=edits)
+
+    def _before(self, clean: CleanRun) -> Tensor:
+        """What effects are differences from: nothing, or for ``freeze`` the disturbed run's, (input, metric).
+
+        Agreement stays what it is: a share of positions.
+        """
+        resid = clean.recording.resid[-1]
+        if self.value != "freeze":
+            return resid.new_zeros(len(resid), len(METRICS), dtype=torch.float32)
+        before = measured(clean.recording, resid[:, list(clean.read)], 1, clean.measure)[0]
+        before[:, METRICS.index("top1_agreement")] = 0
+        return before
+
     def _scan(
         self,
         clean: CleanRun,
@@ -188,14 +258,25 @@ class Ablation(Measurement):
 
     def _run(self, clean: CleanRun, variants: Sequence[Variant]) -> Tensor:
         """(variant, input, metric)."""
-        positions = range(len(self.inputs[0]))
         return partial_forward(
-            clean.recording, variants, clean.measure, positions=positions, max_rows=self.max_rows
+            clean.recording, variants, clean.measure, positions=clean.read, max_rows=self.max_rows
         )
+
+    def _disturbance(self, units: Sequence[Pieces]) -> dict[str, Any]:
+        """What the noise itself does, which frozen components take back."""
+        if self.value != "freeze":
+            return {}
+        before = torch.cat([piece["disturbed"] for piece in units]).double().numpy()
+        kl = before[:, METRICS.index("kl_from_clean")]
+        return mean_variables("disturbed_kl", kl) | mean_variables("disturbed_loss_difference", before[:, 0])
 
     def _compared(self, start: int, stop: int) -> range:
         """The inputs of a unit on which random directions are tried."""
         return range(start, max(start, min(stop, self.baseline_inputs)))
+
+    def _read(self) -> tuple[int, ...]:
+        """The positions that are read."""
+        return positions_read(len(self.inputs[0]), self.read)
 
     def _partners(self) -> list[int]:
         """The input that each is resampled from: never itself, each once."""
@@ -213,7 +294,7 @@ class Ablation(Measurement):
         }
 
     def _sites(self, components: Sequence[Component]) -> list[str]:
-        return sorted({site for component in components for site in component.sites})
+        return sorted({site for component in components for site in component.recorded})
 
     def _validate(self) -> None:
         check_inputs(self.inputs)
@@ -229,6 +310,10 @@ class Ablation(Measurement):
             )
         if not self.noise > 0:
             raise BadInput(f"noise={self.noise}: give a positive number of standard deviations")
+        if self.descent_steps < 1 or not self.descent_rate > 0:
+            raise BadInput(
+                f"descent_steps={self.descent_steps}, descent_rate={self.descent_rate}: give positive numbers"
+            )
 
 
 def ablate(  # noqa: PLR0913 (settings of a verb)
@@ -240,6 +325,9 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
     length: int | None = None,
     max_inputs: int | None = None,
     noise: float = 1.0,
+    descent_steps: int = 20,
+    descent_rate: float = 0.1,
+    read: int | None = None,
     baseline_inputs: int = 4,
     resamples: int = 2000,
     seed: int = 0,
@@ -252,11 +340,16 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
         model: a decoder from ``load`` or ``wrap``.
         texts: the data set: texts or token ids of one length, or of any with ``length``.
         components: all of a kind (``heads``, ``mlp``, ``attention``, ``layers``) or single ones (``head.3.5``,
-            ``neuron.3.112``, ``mlp.3``, ``attention.3``, ``layer.3``).
-        value: what stands in: ``zero``, ``mean``, ``position_mean``, ``resample``, ``noise``.
+            ``neuron.3.112``, ``mlp.3``, ``attention.3``, ``layer.3``), edges (``head.3.5>mlp.7``,
+            ``embed>attention.2``, ``mlp.3>output``), directions (from :func:`assay.activations.links.direction`).
+        value: what stands in: ``zero``, ``mean``, ``position_mean``, ``resample``, ``noise``, ``optimal``; or
+            ``freeze``: the component's own clean value, while noise on the embeddings changes everything else.
         length: cut the texts into inputs of this many tokens; what is left over is not used.
         max_inputs: use this many inputs at most, the first ones.
-        noise: standard deviations of the noise, for ``value="noise"``.
+        noise: standard deviations of the noise, for ``value="noise"``, and of the embeddings' for ``"freeze"``.
+        descent_steps: of gradient descent to the best constant, for ``value="optimal"``.
+        descent_rate: its step, in standard deviations of the component.
+        read: positions read of each input, evenly spread; ``None`` for all.
         baseline_inputs: inputs on which random directions are tried too; 0 for none.
         resamples: of the bootstrap.
         seed: of partners, noise, random directions and bootstrap.
@@ -276,6 +369,9 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
         components=tuple(components),
         value=value,
         noise=noise,
+        descent_steps=descent_steps,
+        descent_rate=descent_rate,
+        read=read,
         baseline_inputs=baseline_inputs,
         resamples=resamples,
         seed=seed,

@@ -5,7 +5,7 @@ cache: KL(clean || edited) is the mean of the logits' difference under the clean
 normalisers, so that the edited distribution itself is never written down.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,22 @@ class CleanRun:
         mean = loss.view(rows, -1)[:, _followed(read, length)].mean(-1)
         probabilities = (logits - normaliser[:, None]).exp()
         return cls(recording, read, logits, probabilities, normaliser, first, following, foil, mean)
+
+    def rows(self, start: int, stop: int) -> "CleanRun":
+        """The comparison for some of the rows."""
+        count = len(self.read)
+        here = slice(start * count, stop * count)
+        return replace(
+            self,
+            recording=self.recording.rows(start, stop),
+            logits=self.logits[here],
+            probabilities=self.probabilities[here],
+            normaliser=self.normaliser[here],
+            first=self.first[here],
+            following=self.following[here],
+            foil=self.foil[here],
+            loss=self.loss[start:stop],
+        )
 
     def measure(self, logits: Tensor) -> Tensor:
         """The metrics of edited logits.

@@ -51,7 +51,7 @@ def smallest_horizon(kl: Floats, horizons: Sequence[int], tolerance: float) -> F
     """
     within = np.flip(np.logical_and.accumulate(np.flip(kl <= tolerance, -1), -1), -1)
     ends = np.array([*horizons, horizons[-1] + 1], dtype=np.float64)
-    return ends[len(horizons) - within.sum(-1)]
+    return np.asarray(ends[len(horizons) - within.sum(-1)])
 
 
 def predicted_horizon(growth: Floats, disturbed: Floats, tolerance: float) -> Floats:

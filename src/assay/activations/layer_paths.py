@@ -7,9 +7,10 @@ takes at least :math:`\lceil L/k \rceil` blocks in a row, the first included. An
 model in which at most m blocks work in a row, and the share of the loss gradient at the embedding that the paths of
 each length carry.
 
-The share of length k is the projection of what its paths carry together on the whole gradient; shares add up to 1, and
-may be negative where paths of one length oppose the whole. The baselines: the share of the number of paths,
-:math:`\binom{L}{k} / 2^L`, and the shares in an untrained twin.
+The share of length k is the norm of what its paths carry together, of the sum of these norms over lengths; how many
+times larger that sum is than the whole gradient tells how much lengths cancel. The projections on the whole, which add
+up to 1 and may be negative, stand beside. The baselines: the share of the number of paths, :math:`\binom{L}{k} / 2^L`,
+and the shares in an untrained twin.
 
 Cost: about L / 2 forwards for the shallow model, as much backward for the gradients, and a layer horizon, an input.
 
@@ -129,7 +130,8 @@ class LayerPaths(Measurement):
             for name in ("effect", "gradient", "horizon", "clean_loss")
         )
         one, rng = len(effect) == 1, np.random.default_rng(self.seed)
-        shares = mean_interval(gradient) if one else bootstrap(gradient, rng, resamples=self.resamples)
+        samples = gradient[:, 0]
+        shares = mean_interval(samples) if one else bootstrap(samples, rng, resamples=self.resamples)
         variables: dict[str, Any] = {
             **effect_variables(effect, "depth", resamples=self.resamples, seed=self.seed),
             **mean_variables("clean_loss", loss),
@@ -137,12 +139,15 @@ class LayerPaths(Measurement):
                 f"gradient_share{part}": (("length",), values, {"allow_nan": True} if part and one else {})
                 for part, values in zip(PARTS, shares, strict=True)
             },
+            "projected_share": (("length",), gradient[:, 1].mean(0)),
+            **mean_variables("cancellation", gradient[:, 2, 0]),
             "path_share": (("length",), stats.binom.pmf(np.arange(layers + 1), layers, 0.5)),
             **self._both_sides(effect[:, KL], horizon, layers),
         }
         if self.baseline_inputs:
             twin = torch.cat([piece["twin"] for piece in units if "twin" in piece]).double().numpy()
-            variables["baseline_gradient_share"] = (("length",), twin.mean(0))
+            variables["baseline_gradient_share"] = (("length",), twin[:, 0].mean(0))
+            variables["baseline_cancellation"] = ((), twin[:, 2, 0].mean())
         coordinates = {
             "metric": list(METRICS),
             "depth": np.arange(layers + 1),
@@ -194,11 +199,14 @@ class LayerPaths(Measurement):
 
 
 def _shares(model: Model, inputs: Sequence[Tokens]) -> Tensor:
-    """The share of the whole gradient that paths of each length carry, (input, length), float64."""
+    """Sizes by length as shares of their sum, projections on the whole, their sum by the whole: (input, 3, length)."""
     recording = record(model, torch.tensor(inputs))
     parts = path_gradients(recording, loss_gradient(recording)).double()
     whole = parts.sum(0)
-    return ((parts * whole).sum((-1, -2)) / whole.square().sum((-1, -2))).T
+    sizes, square = parts.square().sum((-1, -2)).sqrt(), whole.square().sum((-1, -2))
+    projected = (parts * whole).sum((-1, -2)) / square
+    cancelled = (sizes.sum(0) / square.sqrt()).expand_as(sizes)
+    return torch.stack([sizes / sizes.sum(0), projected, cancelled]).permute(2, 0, 1)
 
 
 def layer_paths(  # noqa: PLR0913 (settings of a verb)
@@ -232,9 +240,9 @@ def layer_paths(  # noqa: PLR0913 (settings of a verb)
 
     Returns:
         A result whose dataset holds ``effect[metric, depth]`` of the model in which at most so many blocks work in a
-        row, ``gradient_share[length]`` with ``path_share`` and ``baseline_gradient_share`` beside it, each with
-        intervals over inputs; and for each tolerance ``smallest_horizon``, the ``lower_bound`` it sets, and the
-        ``depth_enough``.
+        row, ``gradient_share[length]`` with ``path_share`` and ``baseline_gradient_share`` beside it,
+        ``projected_share`` and ``cancellation``, with intervals over inputs; and for each tolerance
+        ``smallest_horizon``, the ``lower_bound`` it sets, and the ``depth_enough``.
 
     Raises:
         BadInput: an empty data set, inputs of different lengths, a family whose blocks cannot be run on their own, or a

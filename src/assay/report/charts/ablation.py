@@ -148,7 +148,7 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     """Lay the scan out as one row for each metric and component.
 
     ``change`` is the effect as a distance from no effect; ``column`` is where the component stands in its layer, empty
-    for single neurons.
+    for single neurons, directions and edges.
     """
     metrics, count = dataset.sizes["metric"], dataset.sizes["component"]
     kinds, index = dataset["kind"].values.astype(str), dataset["index"].values
@@ -170,7 +170,7 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _column(kind: str, index: int) -> tuple[str, int]:
     """Name and place of a component's column: heads first, then the whole of a block's parts."""
-    if kind == "neuron":
+    if kind in ("neuron", "direction", "edge"):
         return "", -1
     if kind == "head":
         return f"head {index}", index

@@ -40,7 +40,8 @@ def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.HConcatC
     if metric not in _TITLES:
         raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
     cells, norms, compared = frame(dataset), _norms(dataset), _compared(dataset)
-    drawn = alt.hconcat(panel(cells, metric=metric), alt.vconcat(_norm_panel(), _compared_panel()))
+    right = alt.vconcat(_norm_panel(), _compared_panel()).resolve_scale(color="independent")
+    drawn = alt.hconcat(panel(cells, metric=metric), right).resolve_scale(color="independent")
     return finished(drawn, {_REACH: cells, _NORMS: norms, _HORIZONS: compared})
 
 

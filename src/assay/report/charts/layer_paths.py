@@ -18,6 +18,7 @@ _TITLES = {
     "top1_agreement": "top-1 agreement",
     "logit_difference": "change of the logit difference",
 }
+_TICKS = [0, 0.1, 0.3, 1, 3, 10, 30, 100]
 _KINDS = alt.Scale(
     domain=["gradient", "untrained twin's gradient", "number of paths"],
     range=["#4c78a8", "#d1762b", "#8a919c"],
@@ -48,7 +49,11 @@ def panel(*, metric: str) -> Any:
     """Draw one metric against the depth, and the bounds of the horizon, without a configuration."""
     base = alt.Chart(alt.NamedData(name=_DEPTHS)).transform_filter(f"datum.metric === '{metric}'")
     across = alt.X("depth:Q", title="blocks in a row, at most", scale=alt.Scale(nice=False, padding=8))
-    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    kind: dict[str, Any] = (
+        {"type": "symlog", "constant": 0.1} if metric == "kl_from_clean" else {"zero": True}
+    )
+    axis = alt.Axis(values=_TICKS) if metric == "kl_from_clean" else alt.Axis()
+    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(**kind), axis=axis)
     band = base.mark_rule(color="#4c78a8", opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q")
     line = base.mark_line(color="#4c78a8", strokeWidth=1).encode(x=across, y=up)
     tooltip = [
@@ -115,7 +120,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
         Figure(
             name=_LENGTHS,
             title="Paths by length",
-            caption="The share of the loss gradient at the embedding that paths of each length carry together.",
+            caption="The size of the loss gradient at the embedding that paths of each length carry, of their sum.",
             draw=_length_panel,
             frame=_lengths(dataset),
         ),
@@ -163,23 +168,25 @@ def _lengths(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
-    """Say for each tolerance how many blocks in a row are needed and enough, and which lengths carry the gradient."""
+    """Say for each tolerance how many blocks in a row are needed and enough, and what carries the gradient."""
     found = []
     for within in dataset["within"].values:
         own = dataset.sel(within=within)
         found.append(
             Finding(
                 f"To stay within {within:g} nats a token the horizon ({float(own['smallest_horizon']):.0f}) demands "
-                f"{float(own['lower_bound']):.0f} blocks in a row or more; {float(own['depth_enough']):.0f} are enough.",
+                f"{float(own['lower_bound']):.0f} blocks in a row or more; {float(own['depth_enough']):.0f} are "
+                "enough.",
                 position=0,
             )
         )
-    size = np.abs(dataset["gradient_share"].values)
-    mean = float((dataset["length"].values * size).sum() / size.sum())
+    mean, usual = (
+        float((dataset["length"] * dataset[name]).sum()) for name in ("gradient_share", "path_share")
+    )
     found.append(
         Finding(
-            f"The gradient is carried by paths of {mean:.1f} blocks on average; the average path has "
-            f"{dataset.attrs['n_layers'] / 2:g}.",
+            f"The gradient is carried by paths of {mean:.1f} blocks on average, where a path has {usual:g}; what the "
+            f"lengths carry adds up to {float(dataset['cancellation']):.3g} times what is left of it.",
             position=0,
         )
     )
