@@ -306,6 +306,7 @@ def _memory_explained(rows: int, least: int) -> Generator[None]:
 
     Raises:
         MemoryError: in place of the allocator's own.
+        RuntimeError: any other, as it was.
     """
     try:
         yield
