@@ -4,9 +4,11 @@ from pathlib import Path
 
 import altair as alt
 import pandas as pd
+import sampler_pictures
 import torch
 
 import assay
+from assay.activations import material
 from assay.models.model import Model
 from assay.models.partial import SiteEdit, partial_forward, record
 from assay.report.theme import config
@@ -25,6 +27,14 @@ def main() -> None:
     assay.causal_trace(model, PROMPT, SUBJECT).chart().save(HERE / "measurements" / "causal_trace.svg")
     facts = assay.average_causal_trace(model, max_facts=48)  # a quarter of an hour on one core
     facts.chart().save(HERE / "measurements" / "average_trace.svg")
+    sentences = " ".join(fact.prompt + fact.answer + "." for fact in material.facts()[::3])
+    report = assay.norms.report(model, sentences, length=32, max_inputs=16)
+    report.chart().save(HERE / "measurements" / "norm_report.svg")
+    for name, make in {
+        "samplers": sampler_pictures.laws,
+        "bias_law": sampler_pictures.where_the_law_holds,
+    }.items():
+        make().configure(**config("light")).save(HERE / "landscape" / f"{name}.svg")
     for name, chart in {"sites": norms(model), "partial_forwards": saved(model)}.items():
         chart.configure(**config("light")).save(HERE / f"{name}.svg")
 
