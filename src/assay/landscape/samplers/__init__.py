@@ -1,5 +1,6 @@
 """Samplers of a density exp(-U), each one file: settings, a state, ``init`` and a pure ``step``."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ SAMPLERS: dict[str, Any] = {each.name: each for each in (SGLD, PSGLD, SGHMC, SGN
 """Every sampler by its name."""
 
 
-def sampler_of(name: str, settings: dict[str, Any] | None = None) -> Sampler:
+def sampler_of(name: str, settings: Mapping[str, Any] | None = None) -> Sampler:
     """Build a sampler from its name and settings.
 
     Args:
