@@ -34,6 +34,7 @@ from assay.landscape.defaults import MOMENTUM, affordable_steps, cheap_batch
 from assay.landscape.estimators import Draws, mean, named, slope, variance, wbic
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
+from assay.landscape.gradients import LARGE
 from assay.landscape.learning_coefficient_checks import judge
 from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
@@ -50,6 +51,8 @@ from assay.runs.result import Result
 
 TRACE = 1000
 """Steps of a trace that are kept for the picture, evenly spaced."""
+TRACES = ("loss", "bias", "virial", "distance")
+"""Parts of a `Walk` that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,8 @@ class LearningCoefficient(Measurement):
         second_temperature: walk as many chains again at n beta divided by this, above 1, and estimate from the slope
             between both temperatures too; None for not.
         fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
-        chains_at_once: walk this many chains together; all of them when None. Fewer need less memory.
+        chains_at_once: walk this many chains together; when None all of them, or one where a million parameters or
+            more are sampled. Fewer need less memory.
         seed: of noise and batches.
     """
 
@@ -134,12 +138,15 @@ class LearningCoefficient(Measurement):
             BadInput: a setting out of range, or other data than those the settings name.
         """
         require(self, model)
-        together = self.chains_at_once or self.chains
+        together = self._together(model)
         return [
             Unit(f"chains-{start:03d}", {"start": start, "stop": stop}, cost=stop - start)
             for start in range(0, self.chains, together)
             for stop in [min(start + together, self.chains)]
         ]
+
+    def _together(self, model: Target) -> int:
+        return self.chains_at_once or (self.chains if model.d < LARGE else 1)
 
     def prepare(self, model: Target) -> Anchor:
         """Look at the anchor: its loss over all of the data, and whether it is a minimum."""
@@ -194,31 +201,17 @@ class LearningCoefficient(Measurement):
     def combine(self, model: Target, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Estimate from the draws of the chains that did not diverge."""
         parts = list(pieces.values())
-        burn_in = min(int(part["burn_in"]) for part in parts)
-        length = min(part["trace_loss"].shape[1] - int(part["burn_in"]) for part in parts)
+        traces, burn_in = aligned(parts)
         n_beta, baseline = self.temperature(model), float(parts[0]["loss"])
-
-        def together(name: str) -> np.ndarray:
-            """Align the groups at the end of burn-in: those that walked longer lose what the others lack."""
-            return torch.cat(
-                [
-                    part[name][:, start - burn_in : start + length]
-                    for part in parts
-                    for start in [int(part["burn_in"])]
-                ]
-            ).numpy()
-
-        loss, bias, virial, distance = (
-            together(f"trace_{name}") for name in ("loss", "bias", "virial", "distance")
-        )
+        loss, bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
         kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
         draws = Draws(loss[kept, after], bias[kept, after], n_beta, baseline)
         parameters = int(model.mask.sum()) if model.mask is not None else model.d
         hot = None
         if self.second_temperature is not None:
             hot = Draws(
-                together("second_loss")[kept, after],
-                together("second_bias")[kept, after],
+                traces["second_loss"][kept, after],
+                traces["second_bias"][kept, after],
                 n_beta / self.second_temperature,
                 baseline,
             )
@@ -247,13 +240,12 @@ class LearningCoefficient(Measurement):
             "distance": (trace, distance[:, steps], free),
         }
         coords = {"chain": np.arange(self.chains), "draw": steps - burn_in}
-        stopped = STOPPED[max(int(part["stopped"]) for part in parts)]
         attrs = {
             **self._attrs(model),
             "parameters": parameters,
             "burn_in": burn_in,
-            "draws": length,
-            "stopped": stopped,
+            "draws": loss.shape[1] - burn_in,
+            "stopped": STOPPED[max(int(part["stopped"]) for part in parts)],
         }
         return _finite_or_flagged(xr.Dataset(variables, coords, attrs))
 
@@ -289,7 +281,7 @@ class LearningCoefficient(Measurement):
 
     def memory(self, model: Target) -> int:
         """Positions, gradients and noise of the chains walked together, and the traces of all."""
-        together = (self.chains_at_once or self.chains) * (1 if self.second_temperature is None else 2)
+        together = self._together(model) * (1 if self.second_temperature is None else 2)
         buffers = 6 * together * model.d * model.dtype.itemsize
         return buffers + 5 * 8 * self.chains * self.steps(model)
 
@@ -385,6 +377,22 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         seed=seed,
     )
     return perform(measurement, model, **run)
+
+
+def aligned(parts: Sequence[Pieces]) -> tuple[dict[str, np.ndarray], int]:
+    """Join the traces of groups of chains at the end of burn-in; those that walked longer lose what others lack.
+
+    Returns:
+        Traces (chain, step) by name, and how many of their steps are burn-in.
+    """
+    starts = [int(part["burn_in"]) for part in parts]
+    pairs = list(zip(parts, starts, strict=True))
+    before, length = min(starts), min(part["trace_loss"].shape[1] - start for part, start in pairs)
+    return {
+        name: torch.cat([part[name][:, start - before : start + length] for part, start in pairs]).numpy()
+        for name in parts[0]
+        if name.startswith(("trace_", "second_"))
+    }, before
 
 
 def _finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:

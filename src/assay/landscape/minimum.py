@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from assay.landscape.anchors import LINE
-from assay.landscape.gradients import mean_loss
+from assay.landscape.gradients import Sequential, gradient_of, mean_loss
 from assay.landscape.target import Target
 
 
@@ -24,24 +24,29 @@ class Anchor(NamedTuple):
 
 def look(model: Target, n_beta: float) -> Anchor:
     """Look at a module's present weights; see `Anchor`."""
-    anchor = model.anchor()
-    loss, slope = _full(model, anchor)
+    anchor, here, slope = model.anchor(), model.anchor_loss, _slope(model)
     if model.mask is not None:
-        slope = slope * model.mask
-    steps = [anchor - slope * (length / n_beta) for length in LINE]
-    lowest = min(float(_full(model, flat, gradient=False)[0]) for flat in steps)
-    return Anchor(loss, (n_beta * (loss - lowest)).clamp_min(0))
+        slope.mul_(model.mask)
+    # one place at a time: of a large module each is as large as the module
+    lowest = min(_loss(model, anchor.sub(slope, alpha=length / n_beta)) for length in LINE)
+    return Anchor(here, (n_beta * (here - lowest)).clamp_min(0))
 
 
-def _full(model: Target, flat: Tensor, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
-    """Give the mean loss over all of the data in float64, and its gradient (zero where not asked)."""
-    function, total = mean_loss(model), torch.zeros((), dtype=torch.float64, device=flat.device)
-    leaf, slope = flat.detach().requires_grad_(gradient), torch.zeros_like(flat)
-    with model.evaluating(), torch.set_grad_enabled(gradient):
+def _slope(model: Target) -> Tensor:
+    """Give the gradient of the loss over the data that are looked at, (d,)."""
+    gradient, slope = gradient_of(model), model.anchor().zero_()
+    with torch.no_grad(), model.evaluating():
+        if isinstance(gradient, Sequential):
+            gradient.add(model.anchor(), model.looked_at, slope)
+            return slope
         for batch in model.blocks():
-            share = len(batch[0]) / model.seen
-            value = function(leaf, batch)
-            total += share * value.detach()
-            if gradient:
-                slope += share * torch.autograd.grad(value, leaf)[0]
-    return total, slope
+            _, each = gradient(model.anchor()[None], tuple(part[None] for part in batch))
+            slope.add_(each[0], alpha=len(batch[0]) / model.seen)
+    return slope
+
+
+def _loss(model: Target, flat: Tensor) -> float:
+    """Give the loss over the data that are looked at, in float64."""
+    function = mean_loss(model)
+    with torch.no_grad(), model.evaluating():
+        return sum(len(batch[0]) / model.seen * float(function(flat, batch)) for batch in model.blocks())
