@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from assay.activations.logit_lens import logit_lens
     from assay.activations.neuron_importance import neuron_importance
     from assay.activations.patching import patch
+    from assay.activations.path_patching import path_patch
     from assay.activations.survey import survey
     from assay.errors import BadInput
     from assay.landscape import known
@@ -63,6 +64,7 @@ __all__ = [
     "norms",
     "partial_forward",
     "patch",
+    "path_patch",
     "survey",
     "trajectory",
     "watch",
@@ -93,6 +95,7 @@ _HOMES = {
     "neuron_importance": "assay.activations.neuron_importance",
     "partial_forward": "assay.models.partial",
     "patch": "assay.activations.patching",
+    "path_patch": "assay.activations.path_patching",
     "survey": "assay.activations.survey",
     "trajectory": "assay.landscape.trajectory",
     "watch": "assay.landscape.watch",

@@ -1,12 +1,14 @@
 """The verb of attribution patching: nodes or edges, by one of six methods."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from assay.activations.attribution_patching import AttributionPatching
+from assay.activations.edge_attribution import EdgeAttribution
+from assay.activations.edge_scores import EdgeMethod, Quadrature
 from assay.activations.node_attribution import NodeMethod
 from assay.activations.patching import canonical_site
-from assay.activations.prompt_pairs import Direction, Metric, Prompts, prompts_of, single_tokens
+from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric, prompts_of, single_tokens
 from assay.models.model import Model
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
@@ -19,8 +21,10 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
     *,
     answer: str | int | Sequence[str] | Sequence[int] | None = None,
     foil: str | int | Sequence[str] | Sequence[int] | None = None,
-    method: NodeMethod = "atp",
+    method: NodeMethod | EdgeMethod = "atp",
     sites: Sequence[str] = ("resid_post", "q", "k", "v", "z", "mlp_out"),
+    steps: int = 48,
+    quadrature: Quadrature = "adaptive",
     direction: Direction = "denoise",
     metric: Metric | None = None,
     exact: int = 64,
@@ -38,15 +42,18 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         answer: the clean prompt's answer, a single token with its leading space; one for all pairs or one each.
         foil: what the logit difference is taken against, for example the corrupted prompt's answer.
         method: ``atp``; with the ``qk_fix``, which puts queries and keys through the exact softmax; with ``grad_drop``,
-            which averages over passes whose slopes leave one layer out; ``atp_star`` for both.
-        sites: whose nodes are attributed: ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``, ``z``, ``q``,
-            ``k``, ``v``, ``mlp_act`` (every neuron) and others.
+            which averages over passes whose slopes leave one layer out; ``atp_star`` for both. ``eap`` and ``eap_ig``
+            attribute edges instead of nodes; the latter averages slopes between the prompts' embeddings.
+        sites: whose nodes are attributed, where it is nodes: ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``,
+            ``z``, ``q``, ``k``, ``v``, ``mlp_act`` (every neuron) and others.
+        steps: slopes that ``eap_ig`` takes on the way; at most, where ``adaptive``.
+        quadrature: where it takes them: ``adaptive``, until they add up to 1%; ``gauss``; or the usual ``endpoint``.
         direction: ``denoise`` puts clean values into the corrupted run, ``noise`` corrupted ones into the clean run.
         metric: ``logit_difference``, ``log_probability``, ``probability`` or ``kl_from_clean`` (nats); by default the
             first of them that the answer and the foil allow.
-        exact: nodes that are patched exactly too, half of them those ranked first, the others random; 0 for none.
+        exact: nodes or edges that are patched exactly too: half those ranked first, half random; 0 for none.
         baseline: also attribute what a prompt of random tokens would do to the first pair.
-        seed: of the random nodes, the random tokens and the bootstrap.
+        seed: of the random nodes or edges, the random tokens and the bootstrap.
         max_rows: most rows in one exact pass; what memory allows by default.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
@@ -54,7 +61,9 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         A result whose dataset holds, for each site, ``attribution_z[layer, position, head]`` (or ``kv_head``, or
         ``neuron``, or neither) with ``_stderr``, ``_low`` and ``_high`` over pairs, and ``baseline_attribution_z``;
         ``node_attribution``, ``node_effect`` and ``node_missed`` of the nodes patched exactly; ``rank_correlation``
-        and ``missed_share`` with their intervals; ``metric_base``, ``metric_source`` and ``total_effect``.
+        and ``missed_share`` with their intervals; ``metric_base``, ``metric_source`` and ``total_effect``. For edges
+        ``score[sender, receiver]`` in the place of attributions, ``edge_score``, ``edge_effect``, ``edge_missed``, and
+        ``quadrature_error``.
 
     Raises:
         BadInput: prompts of different length, a metric that needs an answer and has none, one without a slope, or a
@@ -63,25 +72,20 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
     answers, foils = (
         single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
     )
-    measurement = AttributionPatching(
-        clean=prompts_of(model, clean),
-        corrupted=prompts_of(model, corrupted),
-        answers=answers,
-        foils=foils,
-        sites=tuple(map(canonical_site, sites)),
-        method=method,
-        direction=direction,
-        metric=metric or _metric(answers, foils),
-        exact=exact,
-        baseline=baseline,
-        seed=seed,
-        max_rows=max_rows,
-    )
-    return perform(measurement, model, **run)
-
-
-def _metric(answers: Sequence[int], foils: Sequence[int]) -> Metric:
-    """The metric that the answer and the foil allow, logit difference first."""
-    if answers:
-        return "logit_difference" if foils else "log_probability"
-    return "kl_from_clean"
+    common: dict[str, Any] = {
+        "clean": prompts_of(model, clean),
+        "corrupted": prompts_of(model, corrupted),
+        "answers": answers,
+        "foils": foils,
+        "direction": direction,
+        "metric": metric or best_metric(answers, foils),
+        "exact": exact,
+        "baseline": baseline,
+        "seed": seed,
+        "max_rows": max_rows,
+    }
+    if method == "eap" or method == "eap_ig":  # noqa: PLR1714 (which narrows the type)
+        edges = EdgeAttribution(method=method, steps=steps, quadrature=quadrature, **common)
+        return perform(edges, model, **run)
+    chosen = tuple(map(canonical_site, sites))
+    return perform(AttributionPatching(method=method, sites=chosen, **common), model, **run)

@@ -23,7 +23,11 @@ def attribution_checks(dataset: xr.Dataset) -> list[Check]:
     """
     checks = [differ_check(dataset, "P201")]
     if "rank_correlation" in dataset:
-        checks += [agreement_check(dataset, "P202"), _missed(dataset), _engine(dataset)]
+        checks += [
+            agreement_check(dataset, "P202"),
+            missed_check(dataset, "P203", "nodes"),
+            engine_check(dataset, "P205", "nodes"),
+        ]
     if any(str(name).startswith("baseline_attribution") for name in dataset.data_vars):
         checks.append(_baseline(dataset))
     return sorted(checks, key=lambda check: check.code)
@@ -63,17 +67,24 @@ def agreement_check(dataset: xr.Dataset, code: str) -> Check:
     return Check(code, title, "warn", value, message, remedy)
 
 
-def _missed(dataset: xr.Dataset) -> Check:
+def missed_check(dataset: xr.Dataset, code: str, what: str) -> Check:
+    """Whether what ranks low has large effects.
+
+    Args:
+        dataset: holds ``missed_share`` with its interval.
+        code: the check's.
+        what: ``nodes`` or ``edges``.
+    """
     share, high = float(dataset["missed_share"]), float(dataset["missed_share_high"])
-    title = "nodes are missed"
+    title = f"{what} are missed"
     message = (
-        f"{share:.1%} of the random nodes (at most {high:.1%} of all, at 95%) have a larger exact effect than half of "
+        f"{share:.1%} of the random {what} (at most {high:.1%} of all, at 95%) have a larger exact effect than half of "
         "those ranked first."
     )
     if share <= MISSED:
-        return Check("P203", title, "pass", share, message)
-    remedy = "Look at `node_missed` for what they have in common; try method='atp_star', or more exact nodes."
-    return Check("P203", title, "warn", share, message, remedy)
+        return Check(code, title, "pass", share, message)
+    remedy = "Look at what the missed have in common; try another method, or patch more exactly."
+    return Check(code, title, "warn", share, message, remedy)
 
 
 def _baseline(dataset: xr.Dataset) -> Check:
@@ -99,15 +110,22 @@ def _baseline(dataset: xr.Dataset) -> Check:
     return Check("P204", title, "warn", share, message, remedy)
 
 
-def _engine(dataset: xr.Dataset) -> Check:
+def engine_check(dataset: xr.Dataset, code: str, what: str) -> Check:
+    """By which engine exact effects were computed.
+
+    Args:
+        dataset: names its engine.
+        code: the check's.
+        what: ``nodes`` or ``edges``.
+    """
     engine = dataset.attrs["engine"]
-    message, title = f"Exact nodes were patched by {engine}.", "no partial forwards"
+    message, title = f"Exact {what} were patched by {engine}.", "no partial forwards"
     if engine == "partial forwards":
-        return Check("P205", title, "pass", None, message)
+        return Check(code, title, "pass", None, message)
     remedy = (
         "The numbers are right, only slower; `assay doctor` says why blocks cannot continue a prefix here."
     )
-    return Check("P205", title, "warn", None, message, remedy)
+    return Check(code, title, "warn", None, message, remedy)
 
 
 def _words(dataset: xr.Dataset) -> str:

@@ -30,13 +30,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.agreement import agreement, first_and_random
 from assay.activations.attribution_checks import attribution_checks
 from assay.activations.node_attribution import SUMMED, Contrast, NodeMethod, attribute, contrast
 from assay.activations.prompt_pairs import Direction, Gauge, Metric, check_metrics, check_pairs
 from assay.errors import BadInput
 from assay.estimates.checks import Check
-from assay.estimates.correlation import spearman
-from assay.estimates.estimate import mean_interval, proportion
+from assay.estimates.estimate import mean_interval
 from assay.models.model import Model, Tokens
 from assay.models.partial import Recording, SiteEdit, Variant, partial_forward, record
 from assay.models.sites import HEADED, PER_LAYER
@@ -185,7 +185,7 @@ class AttributionPatching(Measurement):
             coords |= self._nodes(chosen)
             predicted = self._predicted(one, chosen)
             variables["node_attribution"] = (("node",), predicted)
-            variables |= self._agreement(predicted, exact.mean(0), self._top(len(chosen)))
+            variables |= agreement(predicted, exact.mean(0), "node", self.seed)
         for name, (dims, samples) in named.items():
             for part, values in zip(PARTS, mean_interval(samples), strict=True):
                 variables[name + part] = (dims, values, few if part else {})
@@ -215,25 +215,15 @@ class AttributionPatching(Measurement):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003)
         return torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
 
-    def _top(self, nodes: int) -> int:
-        """How many of the nodes patched exactly are those ranked first."""
-        return nodes // 2
-
     def _choose(self, effects: Mapping[str, Tensor]) -> Tensor:
         """The nodes ranked first, then others drawn at random: (node, 4)."""
-        size = torch.cat([effects[name].mean(0).abs().flatten() for name in self.sites])
-        count = min(self.exact, len(size))
-        first = size.topk(self._top(count)).indices.cpu()
-        others = torch.ones(len(size), dtype=torch.bool)
-        others[first] = False
-        rest = others.nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = rest[torch.randperm(len(rest), generator=generator)[: count - len(first)]]
+        flat = torch.cat([effects[name].mean(0).flatten() for name in self.sites]).cpu()
+        chosen = first_and_random(flat, torch.ones(len(flat), dtype=torch.bool), self.exact, self.seed)
         ends = torch.tensor([0, *(effects[name][0].numel() for name in self.sites)]).cumsum(0)
         rows = []
-        for flat in torch.cat([first, drawn]).tolist():
-            site = int(torch.searchsorted(ends, flat, right=True)) - 1
-            place = np.unravel_index(flat - int(ends[site]), effects[self.sites[site]].shape[1:])
+        for number in chosen[:, 0].tolist():
+            site = int(torch.searchsorted(ends, number, right=True)) - 1
+            place = np.unravel_index(number - int(ends[site]), effects[self.sites[site]].shape[1:])
             rows.append([site, *map(int, place), *([-1] if len(place) == 2 else [])])  # noqa: PLR2004
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
 
@@ -254,26 +244,8 @@ class AttributionPatching(Measurement):
         means = [one[f"effect_{name}"].double().mean(0).numpy() for name in self.sites]
         return np.array([means[s][(layer, p, *([i] if i >= 0 else []))] for s, layer, p, i in chosen])
 
-    def _agreement(self, predicted: np.ndarray, exact: np.ndarray, top: int) -> dict[str, Any]:
-        """Rank correlation of magnitudes over all chosen nodes, and the share of random ones that were missed."""
-        sizes = np.abs(predicted), np.abs(exact)
-        rank = spearman(*sizes, interval="bootstrap", rng=np.random.default_rng(self.seed))
-        missed = sizes[1] > np.median(sizes[1][:top])
-        missed[:top] = False
-        share = proportion(int(missed.sum()), len(exact) - top)
-        undefined = {"allow_nan": True}
-        return {
-            "rank_correlation": ((), rank.value, undefined),
-            "rank_correlation_low": ((), rank.low, undefined),
-            "rank_correlation_high": ((), rank.high, undefined),
-            "node_missed": (("node",), missed),
-            "missed_share": ((), share.value),
-            "missed_share_low": ((), share.low),
-            "missed_share_high": ((), share.high),
-        }
-
     def _nodes(self, chosen: np.ndarray) -> dict[str, Any]:
-        top = self._top(len(chosen))
+        top = len(chosen) // 2
         return {
             "node_site": ("node", np.array(self.sites)[chosen[:, 0]]),
             "node_layer": ("node", chosen[:, 1]),

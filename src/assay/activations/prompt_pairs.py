@@ -126,6 +126,7 @@ def pair_runs(
     metrics: tuple[Metric, ...],
     answer: int,
     foil: int,
+    both: bool = False,
 ) -> PairRuns:
     """Run both prompts of a pair.
 
@@ -137,13 +138,14 @@ def pair_runs(
         metrics: what is measured.
         answer: token id of the answer, or -1.
         foil: token id of the foil, or -1.
+        both: keep the sites of the run that is patched too.
 
     Returns:
         The runs.
     """
     denoise = direction == "denoise"
-    clean = record(model, torch.tensor([pair[0]]), sites=sites if denoise else ())
-    corrupted = record(model, torch.tensor([pair[1]]), sites=() if denoise else sites)
+    clean = record(model, torch.tensor([pair[0]]), sites=sites if denoise or both else ())
+    corrupted = record(model, torch.tensor([pair[1]]), sites=sites if not denoise or both else ())
     final = clean.readout(clean.resid[-1][:, -1])[0].float().log_softmax(-1)
     return PairRuns(clean, corrupted, direction, Gauge(metrics, answer, foil, final))
 
@@ -257,3 +259,15 @@ def measurable(given: set[str]) -> tuple[Metric, ...]:
         Their names.
     """
     return tuple(metric for metric, needed in NEEDS.items() if given.issuperset(needed))
+
+
+def best_metric(answers: Sequence[int], foils: Sequence[int]) -> Metric:
+    """The metric that is taken where none is asked for: logit difference, log-probability, or KL.
+
+    Args:
+        answers: token ids of the answers, empty for none.
+        foils: token ids of the foils, empty for none.
+    """
+    if answers:
+        return "logit_difference" if foils else "log_probability"
+    return "kl_from_clean"

@@ -51,6 +51,7 @@ VERBS = {
     "ablate": Verb("assay.activations.ablation", "ablate"),
     "patch": Verb("assay.activations.patching", "patch"),
     "attribute": Verb("assay.activations.attribution", "attribution_patch"),
+    "path": Verb("assay.activations.path_patching", "path_patch"),
     "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
     "norms": Verb("assay.activations.norm_report", "norm_report"),
     "horizon": Verb("assay.activations.layer_horizon", "layer_horizon"),

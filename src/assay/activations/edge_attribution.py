@@ -1,0 +1,250 @@
+r"""Edge attribution: the effect of patching every edge between parts at once, to first order, beside exact effects.
+
+An edge carries what one part writes into what another reads. EAP tells by one slope what patching it would do; EAP-IG
+averages the slope on the way from one prompt's embeddings to the other's (:mod:`assay.activations.edge_scores`).
+
+Slopes along the way must add up to the whole difference of the runs. How far they do not is the error of the
+quadrature, and is reported as ``quadrature_error``.
+
+Beside the scores, the edges that rank first and as many drawn at random from the rest are patched exactly, everything
+but the one edge staying as it is. Intervals are over pairs; the baseline puts in what senders write in a prompt of
+random tokens.
+
+Cost: EAP-IG one forward and backward of ``steps`` rows a pair; the scores of all edges are one matrix product.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from assay.activations.agreement import agreement, first_and_random
+from assay.activations.attribution_patching import require_slope
+from assay.activations.edge_checks import edge_checks
+from assay.activations.edge_scores import EdgeMethod, EdgeScores, Quadrature, patch_edges, score_edges
+from assay.activations.graph import Graph, graph_of
+from assay.activations.node_attribution import Contrast, contrast
+from assay.activations.prompt_pairs import Direction, Gauge, Metric, check_metrics, check_pairs
+from assay.errors import BadInput
+from assay.estimates.checks import Check
+from assay.estimates.estimate import mean_interval
+from assay.models.model import Model, Tokens
+from assay.models.partial import Recording, record
+from assay.models.slopes import last_logits
+from assay.runs.measurement import Measurement, Pieces, Unit
+
+PARTS = ("", "_stderr", "_low", "_high")
+AT_ONCE = 64
+"""Edges patched exactly by one unit."""
+SPARED = 4
+"""Fewer edges have no rank correlation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What every unit starts from.
+
+    Attributes:
+        graph: of the model.
+        pairs: both prompts of each pair, with the source run's activations.
+        scored: the scores of each.
+        unrelated: what a random prompt would do to the first pair, (sender, receiver); empty for none.
+        chosen: sender and receiver of the edges patched exactly, (edge, 2).
+        recordings: of the base runs, for exact patching; empty where nothing is patched.
+    """
+
+    graph: Graph
+    pairs: list[Contrast]
+    scored: list[EdgeScores]
+    unrelated: Tensor
+    chosen: Tensor
+    recordings: list[Recording]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeAttribution(Measurement):
+    """First-order effects of patching every edge between two prompts' runs, and exact effects of some.
+
+    Attributes:
+        clean: token ids of the clean prompts, one a pair.
+        corrupted: token ids of the corrupted prompts, as many and as long.
+        answers: token id of the answer, one a pair; empty where the metric needs none.
+        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
+        method: ``eap`` or ``eap_ig``.
+        steps: slopes on the way from base to source, for ``eap_ig``; the most of them, where ``adaptive``.
+        quadrature: where these are taken: ``adaptive``, ``gauss`` or ``endpoint``.
+        direction: ``denoise`` or ``noise``.
+        metric: what is measured at the last position.
+        exact: edges that are patched exactly, half of them those ranked first; 0 for none.
+        baseline: also score a prompt of random tokens against the first pair.
+        seed: of the random edges, the random tokens and the bootstrap.
+        max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
+    """
+
+    name: ClassVar[str] = "edge_attribution"
+    clean: tuple[Tokens, ...]
+    corrupted: tuple[Tokens, ...]
+    answers: Tokens = ()
+    foils: Tokens = ()
+    method: EdgeMethod = "eap_ig"
+    steps: int = 48
+    quadrature: Quadrature = "adaptive"
+    direction: Direction = "denoise"
+    metric: Metric = "logit_difference"
+    exact: int = 64
+    baseline: bool = True
+    seed: int = 0
+    max_rows: int | None = None
+
+    def prepare(self, model: Model) -> Shared:
+        """Score every edge of every pair, and choose those that are patched exactly."""
+        graph = graph_of(model)
+        pairs = [self._contrast(model, graph, index) for index in range(len(self.clean))]
+        scored = [score_edges(pair, graph, self.method, self.steps, self.quadrature) for pair in pairs]
+        chosen = first_and_random(
+            torch.stack([one.scores for one in scored]).mean(0), graph.allowed, self.exact, self.seed
+        )
+        recordings = [record(model, pair.base) for pair in pairs] if len(chosen) else []
+        unrelated = self._unrelated(model, graph, pairs[0]) if self.baseline else torch.zeros(0)
+        return Shared(graph, pairs, scored, unrelated, chosen, recordings)
+
+    def plan(self, model: Model) -> Sequence[Unit]:
+        """The scores, and the exact edges some at a time.
+
+        Raises:
+            BadInput: prompts that do not pair, a metric without its answer or without a slope, a number of steps that
+                is none, or a model whose heads are not to be told apart.
+        """
+        self._validate(model)
+        passes = 3 * len(self.clean) * (self.steps if self.method == "eap_ig" else 1)
+        cost = len(self.clean) * AT_ONCE / 4
+        exact = [
+            Unit(f"exact-{start:05d}", {"start": start}, cost=cost) for start in range(0, self.exact, AT_ONCE)
+        ]
+        return [Unit("scores", {}, cost=passes), *exact]
+
+    def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
+        """Hand over the scores, or patch some of the chosen edges exactly in every pair."""
+        if unit.name == "scores":
+            return {
+                "scores": torch.stack([one.scores for one in shared.scored]),
+                "base": torch.tensor([one.value for one in shared.scored]),
+                "whole": torch.tensor([one.whole for one in shared.scored]),
+                "source": torch.tensor([pair.measured for pair in shared.pairs]),
+                "unrelated": shared.unrelated,
+                "chosen": shared.chosen,
+                "fallback": torch.tensor(any(recording.fallback for recording in shared.recordings)),
+            }
+        start = unit.detail["start"]
+        edges = [(int(s), int(r)) for s, r in shared.chosen[start : start + AT_ONCE]]
+        everything = zip(shared.pairs, shared.recordings, shared.scored, strict=True)
+        effects = [
+            patch_edges(pair, shared.graph, recording, scored, edges, self.max_rows)
+            for pair, recording, scored in everything
+        ]
+        return {"effect": torch.stack(effects)}
+
+    def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
+        """Take means and intervals over pairs, and hold the scores against exact effects."""
+        one, graph = pieces["scores"], graph_of(model)
+        base, source, whole = (one[name].double().numpy() for name in ("base", "source", "whole"))
+        few = {"allow_nan": True} if len(self.clean) == 1 else {}  # one pair has no standard error
+        none, edge = {"allow_nan": True}, ("sender", "receiver")
+        apart = np.where(graph.allowed.numpy(), 0.0, np.nan)  # an edge against the order is none
+        total, missing = (source - base).mean(), np.abs(whole - (source - base)).mean()
+        variables: dict[str, Any] = {
+            "metric_base": ((), base.mean()),
+            "metric_source": ((), source.mean()),
+            "predicted_total": ((), whole.mean()),
+            "quadrature_error": ((), missing / abs(total) if total else np.nan, none),
+        }
+        named: dict[str, Any] = {"total_effect": ((), source - base, {})}
+        named["score"] = (edge, one["scores"].numpy() + apart, none)
+        if self.baseline:
+            variables["baseline_score"] = (edge, one["unrelated"].numpy() + apart, none)
+        if self.exact:
+            chosen = one["chosen"].numpy()
+            exact = np.concatenate([p["effect"].numpy() for name, p in pieces.items() if name != "scores"], 1)
+            predicted = one["scores"].mean(0).numpy()[chosen[:, 0], chosen[:, 1]]
+            named["edge_effect"] = (("edge",), exact, {})
+            variables["edge_score"] = (("edge",), predicted)
+            variables |= agreement(predicted, exact.mean(0), "edge", self.seed)
+        for name, (dims, samples, undefined) in named.items():
+            for part, values in zip(PARTS, mean_interval(samples), strict=True):
+                variables[name + part] = (dims, values, undefined or (few if part else {}))
+        return xr.Dataset(
+            variables, self._coordinates(graph, one), self._attributes(model, bool(one["fallback"]))
+        )
+
+    def checks(self, dataset: xr.Dataset) -> list[Check]:
+        """The prompts differ, scores agree with patching, slopes add up, random tokens do less."""
+        return edge_checks(dataset)
+
+    def memory(self, model: Model) -> int:
+        """The graph of the backward pass, and what every sender writes and every receiver's slope."""
+        tokens, heads = len(self.clean[0]), model.parts.blocks[0].n_heads
+        per_token = model.n_layers * model.d_model
+        return 4 * tokens * per_token * (32 + (4 * heads + 2) * (1 + len(self.clean)))
+
+    def _contrast(self, model: Model, graph: Graph, index: int) -> Contrast:
+        answer = self.answers[index] if self.answers else -1
+        foil = self.foils[index] if self.foils else -1
+        return contrast(
+            model,
+            (self.clean[index], self.corrupted[index]),
+            sorted(
+                {site.partition(".")[0] for site in (*graph.written_sites, *graph.read_sites)} | {"embed"}
+            ),
+            direction=self.direction,
+            gauge=lambda final: Gauge((self.metric,), answer, foil, final),
+        )
+
+    def _unrelated(self, model: Model, graph: Graph, pair: Contrast) -> Tensor:
+        """The scores of the first pair had its source been a prompt of random tokens."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
+        ids = torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
+        _, seen = last_logits(model, ids, list(pair.activations))
+        other = Contrast(model, pair.base, ids.to(pair.base), pair.names, seen, pair.gauge, float("nan"))
+        return score_edges(other, graph, self.method, self.steps, self.quadrature).scores
+
+    def _coordinates(self, graph: Graph, one: Pieces) -> dict[str, Any]:
+        coords: dict[str, Any] = {
+            "sender": list(graph.senders),
+            "receiver": [receiver.name for receiver in graph.receivers],
+        }
+        if self.exact:
+            chosen = one["chosen"].tolist()
+            top = len(chosen) // 2
+            coords["edge"] = [f"{graph.senders[s]}>{graph.receivers[r].name}" for s, r in chosen]
+            coords["edge_group"] = ("edge", np.repeat(["first", "random"], [top, len(chosen) - top]))
+        return coords
+
+    def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
+        return {
+            "model": model.source,
+            "method": self.method,
+            "steps": self.steps if self.method == "eap_ig" else 1,
+            "quadrature": self.quadrature if self.method == "eap_ig" else "one slope",
+            "direction": self.direction,
+            "metric": self.metric,
+            "pairs": len(self.clean),
+            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
+            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
+            "engine": "full forwards" if fallback else "partial forwards",
+        }
+
+    def _validate(self, model: Model) -> None:
+        check_pairs(self.clean, self.corrupted)
+        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        require_slope(self.metric, self.direction)
+        graph_of(model)
+        if self.steps < 1:
+            raise BadInput(f"steps={self.steps}: an integral needs one slope or more")
+        if self.exact and self.exact < SPARED:
+            raise BadInput(
+                f"exact={self.exact}: a rank correlation needs at least {SPARED} edges; 0 for none"
+            )

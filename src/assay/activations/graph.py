@@ -1,0 +1,296 @@
+r"""A decoder as a graph: what each part writes to the residual stream, and through what each part reads it.
+
+Senders are the embedding, every head and every MLP; receivers are the queries, keys and values of every head, every
+MLP, and the logits. An edge ``head.0.3>k.4.1`` is the share of one sender in what one receiver reads. The stream is a
+sum: changing one edge adds the change of what the sender writes to what the receiver reads, and to nothing else.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import BadInput
+from assay.models.model import Model
+from assay.models.partial import SiteEdit
+from assay.models.sites import Port, find_port
+
+TOLERANCE = 1e-3
+"""How far sums and norms may be from what the model computed, relative to the largest entry."""
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """One reader of the stream.
+
+    Attributes:
+        name: ``q.4.1``, ``mlp.4`` or ``logits``.
+        site: where what it reads can be replaced.
+        stage: the senders of lower stages write before it reads.
+        layer: its block; the number of blocks for the logits.
+        head: which head of the site; ``None`` for the others.
+    """
+
+    name: str
+    site: str
+    stage: int
+    layer: int
+    head: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The graph of a model; made by :func:`graph_of`.
+
+    Attributes:
+        model: the decoder.
+        senders: names, in the order in which they write.
+        stages: when each sender writes.
+        receivers: in the order in which they read.
+    """
+
+    model: Model
+    senders: tuple[str, ...]
+    stages: tuple[int, ...]
+    receivers: tuple[Receiver, ...]
+
+    @functools.cached_property
+    def allowed(self) -> Tensor:
+        """Which senders write before which receivers read, (sender, receiver)."""
+        writes = torch.tensor(self.stages)[:, None]
+        return writes < torch.tensor([receiver.stage for receiver in self.receivers])[None]
+
+    @property
+    def written_sites(self) -> list[str]:
+        """The sites that hold what senders write."""
+        layers = range(self.model.n_layers)
+        return ["resid_pre.0", *(f"{name}.{layer}" for layer in layers for name in ("z", "mlp_out"))]
+
+    @property
+    def read_sites(self) -> list[str]:
+        """The sites whose slopes tell those of what receivers read, and the streams they read."""
+        layers = range(self.model.n_layers)
+        names = ("resid_pre", "q", "k", "v", "mlp_in", *(() if self._parallel else ("resid_mid",)))
+        return [*(f"{name}.{layer}" for layer in layers for name in names), f"resid_post.{layers[-1]}"]
+
+    @property
+    def _parallel(self) -> bool:
+        return self.model.parts.blocks[0].parallel
+
+    def written(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """What each sender writes, biases of output projections left out.
+
+        Args:
+            seen: the `written_sites` of some rows.
+
+        Returns:
+            (row, sender, pos, d_model).
+        """
+        parts = [seen["resid_pre.0"][:, None]]
+        for layer in range(self.model.n_layers):
+            parts += [self.heads(layer, seen[f"z.{layer}"]), seen[f"mlp_out.{layer}"][:, None]]
+        return torch.cat(parts, 1)
+
+    def heads(self, layer: int, z: Tensor) -> Tensor:
+        """What each head of a block writes, (row, head, pos, d_model), of z (row, pos, head, d_head)."""
+        project = self.model.parts.blocks[layer].attention_out
+        assert project is not None  # graph_of has refused others
+        heads = z.shape[2]
+        alone = z.new_zeros(z.shape[0], heads, *z.shape[1:])
+        for head in range(heads):
+            alone[:, head, :, head] = z[:, :, head]
+        with torch.no_grad():
+            flat = alone.flatten(-2)
+            return project.forward(flat) - project.forward(torch.zeros_like(flat[:1, :1, :1]))
+
+    def stream(self, receiver: Receiver, seen: Mapping[str, Tensor]) -> Tensor:
+        """The residual stream that a receiver reads, (row, pos, d_model)."""
+        return seen[self.stream_site(receiver)]
+
+    def stream_site(self, receiver: Receiver) -> str:
+        """The site of the residual stream that a receiver reads."""
+        if receiver.site.startswith("resid"):  # the stream itself
+            return receiver.site
+        middle = receiver.site.startswith("mlp_in") and not self._parallel
+        return f"{'resid_mid' if middle else 'resid_pre'}.{receiver.layer}"
+
+    def read(self, receiver: Receiver, stream: Tensor) -> Tensor:
+        """What stands at a receiver's site when it reads a stream; past the hooks of the modules that read.
+
+        Args:
+            receiver: which.
+            stream: (row, pos, d_model).
+
+        Returns:
+            (row, pos, head, d_head) of every head of the site, or (row, pos, d_model).
+        """
+        if receiver.site.startswith("resid"):
+            return stream
+        norm, port = self._readers[receiver.site]
+        normed = stream if norm is None else norm.forward(stream)
+        return normed if port is None else port.read(port.module.forward(normed))  # type: ignore[union-attr]
+
+    def edit(self, receiver: Receiver, stream: Tensor, positions: tuple[int, ...]) -> SiteEdit:
+        """The edit that lets one receiver, and nothing else, read another stream.
+
+        Args:
+            receiver: which.
+            stream: (row, pos, d_model), at every position.
+            positions: where it differs from the one of the run.
+
+        Returns:
+            The edit, at these positions.
+        """
+        with torch.no_grad():
+            value = self.read(receiver, stream[:, list(positions)])
+        value = value if receiver.head is None else value[:, :, receiver.head]
+        return SiteEdit(receiver.site, value, positions, receiver.head)
+
+    def slopes(self, seen: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
+        """Slopes by what each receiver reads of the stream.
+
+        Args:
+            seen: the `read_sites` of some rows.
+            gradients: by them.
+
+        Returns:
+            (row, receiver, pos, d_model).
+        """
+        found = []
+        sites = dict.fromkeys(receiver.site for receiver in self.receivers)
+        for site in sites:
+            own = [receiver for receiver in self.receivers if receiver.site == site]
+            stream, gradient = self.stream(own[0], seen), gradients[site]
+            if own[0].name == "logits":
+                found.append(gradient[:, None])
+                continue
+            parts = [
+                _pulled_back(functools.partial(self.read, one), stream, gradient, one.head) for one in own
+            ]
+            found.append(torch.stack(parts, 1))
+        return torch.cat(found, 1)
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, tuple[nn.Module | None, Port | None]]:
+        readers: dict[str, tuple[nn.Module | None, Port | None]] = {}
+        for layer, block in enumerate(self.model.parts.blocks):
+            for name in "qkv":
+                site = f"{name}.{layer}"
+                readers[site] = (block.first_norm, find_port(self.model.parts, self.model.module, site))
+            readers[f"mlp_in.{layer}"] = (
+                block.second_norm or (block.first_norm if block.parallel else None),
+                None,
+            )
+        return readers
+
+
+def _pulled_back(
+    read: functools.partial[Tensor], stream: Tensor, gradient: Tensor, head: int | None
+) -> Tensor:
+    """The slope by the stream that one receiver reads, from the slope by what stands at its site."""
+    with torch.enable_grad():
+        given = stream.detach().requires_grad_()
+        value = read(given)
+        value, slope = (value, gradient) if head is None else (value[:, :, head], gradient[:, :, head])
+        return torch.autograd.grad((value * slope).sum(), given)[0]
+
+
+def graph_of(model: Model) -> Graph:
+    """Make the graph of a decoder.
+
+    Args:
+        model: the decoder.
+
+    Returns:
+        The graph.
+
+    Raises:
+        BadInput: a decoder whose heads or MLPs are not to be told apart in what is written or read.
+    """
+    blocks = model.parts.blocks
+    needed = ("q", "k", "v", "z", "mlp_in", "mlp_out")
+    missing = [name for name in needed if len(model.sites(name)) < len(blocks)]
+    if missing:
+        raise BadInput(
+            f"{model.source} does not compute {', '.join(missing)} in every block; it has no graph of heads"
+        )
+    if any(block.after_attention is not None or block.after_mlp is not None for block in blocks):
+        raise BadInput(
+            f"{model.source} normalises what a block writes, which is then no sum of what its heads write"
+        )
+    senders, stages, receivers = ["embed"], [-1], []
+    for layer, block in enumerate(blocks):
+        stage = 2 * layer
+        senders += [*(f"head.{layer}.{head}" for head in range(block.n_heads)), f"mlp.{layer}"]
+        stages += [*[stage] * block.n_heads, stage + 1]
+        for name, count in (("q", block.n_heads), ("k", block.n_kv_heads), ("v", block.n_kv_heads)):
+            receivers += [
+                Receiver(f"{name}.{layer}.{i}", f"{name}.{layer}", stage, layer, i) for i in range(count)
+            ]
+        receivers.append(Receiver(f"mlp.{layer}", f"mlp_in.{layer}", stage + (not block.parallel), layer))
+    receivers.append(Receiver("logits", f"resid_post.{len(blocks) - 1}", 2 * len(blocks), len(blocks)))
+    return Graph(model, tuple(senders), tuple(stages), tuple(receivers))
+
+
+def check_sums(graph: Graph, seen: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose stream is not the sum of what is written, or not read as the graph has it.
+
+    Args:
+        graph: of the model.
+        seen: `written_sites` and `read_sites` of a run.
+        other: the same of another run.
+
+    Raises:
+        BadInput: it is not.
+    """
+    last = f"resid_post.{graph.model.n_layers - 1}"
+    change = other[last] - seen[last]
+    total = (graph.written(other) - graph.written(seen)).sum(1)
+    if not _alike(total, change, scale=seen[last]):
+        raise BadInput(
+            f"{graph.model.source}: what the parts write does not add up to the residual stream; see `assay doctor`, "
+            "check D108"
+        )
+    for receiver in graph.receivers:
+        with torch.no_grad():
+            value = graph.read(receiver, graph.stream(receiver, seen))
+        if not _alike(value, seen[receiver.site], scale=seen[receiver.site]):
+            raise BadInput(
+                f"{graph.model.source}: {receiver.site} is not read from the stream through its norm alone"
+            )
+
+
+def _alike(found: Tensor, expected: Tensor, scale: Tensor) -> bool:
+    return float((found - expected).abs().max()) <= TOLERANCE * float(scale.abs().max())
+
+
+def find_edges(graph: Graph, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Sender and receiver numbers of edges given by name.
+
+    Args:
+        graph: of the model.
+        names: ``head.0.3>k.4.1`` and the like.
+
+    Returns:
+        The pairs of numbers.
+
+    Raises:
+        BadInput: an unknown name, or a receiver that reads before the sender writes.
+    """
+    places = {receiver.name: i for i, receiver in enumerate(graph.receivers)}
+    found = []
+    for name in names:
+        sender, _, receiver = name.partition(">")
+        if sender not in graph.senders or receiver not in places:
+            raise BadInput(
+                f"edge {name!r}: write it as 'head.0.3>k.4.1'. Senders are embed, head.L.H and mlp.L; receivers q.L.H, "
+                f"k.L.H, v.L.H, mlp.L and logits; layers 0 to {graph.model.n_layers - 1}"
+            )
+        pair = graph.senders.index(sender), places[receiver]
+        if not graph.allowed[pair]:
+            raise BadInput(f"edge {name!r}: {receiver} reads before {sender} writes")
+        found.append(pair)
+    return found

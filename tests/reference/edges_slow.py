@@ -1,0 +1,81 @@
+"""Slow but obvious edges of a LLaMA or GPT-2: what one head reads is changed by a hook, weights taken apart by hand."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference.naive import LLAMA_PORTS, only_tensor, record
+
+
+@dataclass(frozen=True, eq=False)
+class SlowEdges:
+    """A LLaMA whose heads read streams of their own.
+
+    Attributes:
+        module: the model.
+        base: token ids of the prompt that is patched, (1, pos).
+        source: token ids of the prompt that values come from.
+    """
+
+    module: nn.Module
+    base: Tensor
+    source: Tensor
+
+    def written(self, sender: str) -> Tensor:
+        """What a sender writes in the source prompt, less what it writes in the base prompt: (pos, d_model)."""
+        kind, _, place = sender.partition(".")
+        if kind == "embed":
+            ports = {"x": (LLAMA_PORTS["resid_pre"][0].format(0), "in")}
+        elif kind == "mlp":
+            ports = {"x": (LLAMA_PORTS["mlp_out"][0].format(place), "out")}
+        else:
+            ports = {"x": (LLAMA_PORTS["z"][0].format(place.split(".")[0]), "in")}
+        a, b = (record(self.module, ids, ports)["x"][0] for ids in (self.base, self.source))  # type: ignore[arg-type]
+        if kind != "head":
+            return b - a
+        layer, head = map(int, place.split("."))
+        width = self.module.config.head_dim  # type: ignore[union-attr]
+        part = slice(head * width, (head + 1) * width)
+        weight = self.module.get_submodule(f"model.layers.{layer}.self_attn.o_proj").weight
+        return (b - a)[:, part] @ weight[:, part].T  # type: ignore[index]
+
+    def logits(self, receiver: str, change: Tensor) -> Tensor:
+        """Logits at the last position when one receiver reads the stream with a change added: (vocabulary,).
+
+        Args:
+            receiver: `q.1.2`, `k.1.0`, `v.1.0`, `mlp.1` or `logits`.
+            change: (pos, d_model).
+        """
+        kind, _, place = receiver.partition(".")
+        with torch.no_grad(), ExitStack() as stack:
+            if kind == "logits":
+                stack.callback(self._add("model.norm", change))
+            elif kind == "mlp":
+                stack.callback(self._add(f"model.layers.{place}.post_attention_layernorm", change))
+            else:
+                layer, head = map(int, place.split("."))
+                stack.callback(self._one_head(kind, layer, head, change))
+            return self.module(self.base).logits[0, -1]
+
+    def _add(self, path: str, change: Tensor) -> Any:
+        def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0] + change, *args[1:])
+
+        return self.module.get_submodule(path).register_forward_pre_hook(on_input).remove
+
+    def _one_head(self, kind: str, layer: int, head: int, change: Tensor) -> Any:
+        block = self.module.get_submodule(f"model.layers.{layer}")
+        stream = record(self.module, self.base, {"x": (f"model.layers.{layer}", "in")})["x"]
+        width = self.module.config.head_dim  # type: ignore[union-attr]
+        part = slice(head * width, (head + 1) * width)
+        other = block.self_attn.get_submodule(f"{kind}_proj").forward(block.input_layernorm(stream + change))  # type: ignore[union-attr, operator]
+
+        def on_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            result = only_tensor(output).clone()
+            result[..., part] = other[..., part]
+            return result
+
+        return block.get_submodule(f"self_attn.{kind}_proj").register_forward_hook(on_output).remove
