@@ -153,7 +153,7 @@ class _Burning:
     def run(self) -> None:
         """Walk until nothing drifts, or as long as is set."""
         aim = self._aim
-        limit = aim.burn_in if aim.burn_in is not None else max(FIRST, aim.budget // 2)
+        limit = aim.burn_in if aim.burn_in is not None else aim.budget // 2
         if aim.step_size is not None and aim.burn_in is not None:
             self.walks = [self.walking.advance(limit)] if limit else []
             return
@@ -235,7 +235,8 @@ def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
     if aim.draws is not None:
         return [burning.walking.advance(aim.draws)], 0, "draws"
     walks, total, dropped = list[Walk](), 0, 0
-    used, more = burning.steps, max(FIRST, burning.steps)
+    used = burning.steps
+    more = max(8, min(max(FIRST, used), aim.budget - used))
     while True:
         walks.append(burning.walking.advance(more))
         total += more

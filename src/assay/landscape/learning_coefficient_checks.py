@@ -10,6 +10,8 @@ BIAS = 0.15
 """Share of the estimate that the step size may add, before it is subtracted, before a warning; twice that fails."""
 UNEXPLORED = 0.5
 """Share of the directions that are still free above which there is a warning."""
+AGREED = 0.05
+"""Half the width of the interval, as a share of the estimate, below which chains that disagree only warn."""
 ACCEPTED = 0.5
 """Share of steps that a Metropolis test should accept."""
 
@@ -62,7 +64,9 @@ def _agreement(dataset: xr.Dataset) -> Check:
     r_hat = float(dataset["r_hat"])
     message = f"Split R-hat is {r_hat:.3f}."
     remedy = "The chains are not yet in one place: more burn-in and more draws, or a larger budget."
-    return _graded("L203", "chains disagree", r_hat, (1.1, 1.3), message, remedy)
+    # where the interval, which is that of the chains, is narrow all the same, they disagree about little
+    fails = 1.3 if _half_width(dataset) > AGREED else math.inf
+    return _graded("L203", "chains disagree", r_hat, (1.1, fails), message, remedy)
 
 
 def _drift(dataset: xr.Dataset) -> Check:
@@ -105,8 +109,7 @@ def _unexplored(dataset: xr.Dataset) -> Check:
 
 
 def _width(dataset: xr.Dataset) -> Check:
-    llc = max(abs(float(dataset["llc"])), 1e-12)
-    share = (float(dataset["llc_high"]) - float(dataset["llc_low"])) / 2 / llc
+    share = _half_width(dataset)
     ended = dataset.attrs["stopped"]
     message = (
         f"The interval reaches {share:.1%} of the estimate to either side; the run ended by its {ended}."
@@ -125,6 +128,12 @@ def _acceptance(dataset: xr.Dataset) -> Check:
         return Check(code, title, "pass", rate, message)
     remedy = "Take a smaller step size, or a lower bias_tolerance."
     return Check(code, title, "warn", rate, message, remedy)
+
+
+def _half_width(dataset: xr.Dataset) -> float:
+    """Give half the width of the interval as a share of the estimate."""
+    half = (float(dataset["llc_high"]) - float(dataset["llc_low"])) / 2
+    return half / max(abs(float(dataset["llc"])), 1e-12)
 
 
 def _graded(
