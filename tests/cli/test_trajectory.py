@@ -96,6 +96,21 @@ def test_folders_of_ones_own_are_followed(assay: Assay, toy: Path, tmp_path: Pat
     assert Result.load(one.document["run"]).dataset["llc"].dims == ("step",)
 
 
+def test_a_rehearsal_tells_what_it_would_take(assay: Assay, toy: Path, tmp_path: Path) -> None:
+    words = ("--checkpoints-at-once", "2", "--dry-run", "--json")
+    document = assay("trajectory", f"{toy}:make", written(tmp_path / "one"), *FEW, *words).document
+    assert document["units"] == 2
+    assert document["weights_bytes"] == 32
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_measure_the_same(assay: Assay, toy: Path, tmp_path: Path) -> None:
+    words = (f"{toy}:make", written(tmp_path / "one"), *FEW, "--checkpoints-at-once", "1", "--json")
+    two = assay("trajectory", *words, "--processes", "2", "--out", tmp_path / "two").document["run"]
+    one = assay("trajectory", *words, "--out", tmp_path / "alone").document["run"]
+    assert Result.load(two).dataset.identical(Result.load(one).dataset)
+
+
 @pytest.mark.usefixtures("ready")
 def test_an_experiment_brings_its_settings_and_one_s_own_go_before_them(assay: Assay, tmp_path: Path) -> None:
     words = ("--runs", "2", "--burn-in", "5", "--window", "1", "--json", "--out", tmp_path / "runs")

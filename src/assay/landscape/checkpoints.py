@@ -55,6 +55,11 @@ class Course:
     together: bool
 
     @property
+    def module(self) -> nn.Module:
+        """The architecture, with the weights of the first checkpoint."""
+        return self.plain.module
+
+    @property
     def source(self) -> str:
         """What run folders call it."""
         return self.plain.source

@@ -106,7 +106,7 @@ def curves(dataset: xr.Dataset) -> alt.VConcatChart:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     # a loss that ends at zero to the last bit would leave its steps no room on a logarithmic scale
     wide = low > 0 and _LOG[0] < high / low < _LOG[1]
-    scale = alt.Scale(type="log") if wide else alt.Scale(zero=False)
+    scale = alt.Scale(type="log", nice=False) if wide else alt.Scale(zero=False)
     upper = _curve(dataset, "loss", "loss", scale)
     lower = _curve(dataset, "llc", "learning coefficient", alt.Scale(domain=_domain(dataset), clamp=True))
     title = alt.Title("Loss and learning coefficient over training", subtitle=_sentence(dataset))
