@@ -162,7 +162,7 @@ def _stack(
 
 
 def _model(title: str, mask: str | None, step_size: float) -> LearningCase:
-    contestants = (Contestant("assay_llc", 4, 8, 16), Contestant("devinterp_2", 4, 8, 16))
+    contestants = (Contestant("assay_llc", 4, 8, 12), Contestant("devinterp_2", 4, 8, 12))
     promises = (
         Promise("ratio", "assay 4 chains", "devinterp_2 4 chains", "at most", 0.8),
         Promise("memory ratio", "assay 4 chains", "devinterp_2 4 chains", "at most", 1.0),
@@ -196,8 +196,8 @@ LEARNING = {
     "llc-smollm2": _model(
         "SGLD of SmolLM2, all 134,515,008 weights, rows of 128 tokens, 2 in a batch", None, 1e-8
     ),
-    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-6),
-    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 1e-7),
+    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-4),
+    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 1e-5),
 }
 
 
@@ -239,7 +239,8 @@ def _take_turns(case: LearningCase, sides: dict[str, Side], say: Callable[[str],
     for (
         contestant
     ) in case.contestants:  # a first call also pays for imports, and for compiling for so many chains
-        sides[contestant.side].ask({"chains": contestant.chains, "short": 8, "long": 9})
+        chains = 2 if case.language else contestant.chains
+        sides[contestant.side].ask({"chains": chains, "short": 8, "long": None})
     for repetition in range(case.repetitions):
         begins = repetition % len(case.contestants)
         for contestant in case.contestants[begins:] + case.contestants[:begins]:

@@ -36,6 +36,8 @@ def prepare(work: Work) -> Sample:
             num_chains=length.chains,
             num_draws=length.steps,
             batch_size=work.batch_size,
+            # its own 32 for each chain would take longer than the sampling
+            num_init_loss_batches=8,
             loss_fn=loss,
             device="cpu",
         )

@@ -130,6 +130,9 @@ def serve(prepare: Callable[[Work], Sample], packages: Sequence[str]) -> None:
 
 def _measure(sample: Sample, request: Answer) -> Answer:
     chains, short, long = request["chains"], request["short"], request["long"]
+    if long is None:  # a rehearsal
+        sample(Length(chains, short))
+        return {}
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
     clocks = []
