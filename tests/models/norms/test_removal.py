@@ -236,6 +236,16 @@ def test_without_steps_enough_it_says_what_is_left(tiny: Model) -> None:
     assert all(norm.module.by_position for norm in find_norms(found.model) if norm.is_fixed)
 
 
+def test_queries_and_keys_without_their_values_are_given_back_to_the_norm(tiny: Model) -> None:
+    found = fine_tuned(tiny, dataclasses.replace(QUICK, steps=9))
+    assert found.stopped == "v of ln1.0, for want of steps"
+    assert found.removed == ("mlp of ln2.0", "mlp of ln2.1")
+    _, held_out = python_text()
+    rows = held_out[: 8 * 16 + 1].unfold(0, 17, 16)
+    after = logits(found.model, rows[:, :-1]).log_softmax(-1).gather(-1, rows[:, 1:, None])
+    assert found.loss_after == pytest.approx(-float(after.mean()), abs=1e-5)
+
+
 def test_plain_fine_tuning_leaves_the_norms(tiny: Model) -> None:
     found = fine_tuned(tiny, QUICK.plain())
     assert found.removed == () and found.stopped == ""

@@ -42,7 +42,7 @@ class Removal:
 
     Attributes:
         model: the trained copy, named as such: its removed norms divide by a constant, the others are alive.
-        removed: what was taken away, in order.
+        removed: what was taken away, in order; what queries and keys read only where values have followed.
         stopped: what was undone because the loss did not recover; empty where all went well.
         loss_before: held-out loss of the model given, nats a token.
         loss_after: of the copy.
@@ -119,6 +119,7 @@ class _Training:
     def begin(cls, model: Model, recipe: Recipe, stack: ExitStack) -> "_Training":
         """Copy the model and make its norms removable."""
         copied = copied_model(model)
+        copied.module.requires_grad_(True)
         norms = [norm for norm in find_norms(copied) if not norm.is_fixed]
         if not norms:
             raise BadInput(f"{model.source} has no norm that is alive: there is nothing to remove")
@@ -163,23 +164,17 @@ class _Training:
 
     def result(self, given: Model, held_out: Tensor) -> Removal:
         """What became of the model, judged as it will be used."""
-        state = self.state
-        names = [event.name for event in self.events[: state.done]]
-        norms = sum(own.removed for own in self.made.values())
-        if not self.events:
-            done = "fine-tuned with its norms"
-        else:
-            count = "" if norms == len(self.norms) else f"{norms} of {len(self.norms)} "
+        self.optimizer.zero_grad()
+        state, gone = self.state, [own.removed for own in self.made.values()]
+        done = "fine-tuned with its norms"
+        if self.events:
+            count = "" if all(gone) else f"{sum(gone)} of {len(gone)} "
             done = f"its {count}norms removed by fine-tuning"
         changed = renamed(Model(self.model.module, given.tokenizer, self.model.anatomy, given.source), [done])
-        return Removal(
-            changed,
-            tuple(names),
-            state.stopped,
-            state.history[0][1],
-            state.history[-1][1],
-            tuple(state.history),
-        )
+        with torch.no_grad():
+            after = float(_loss(changed, self._windows(held_out)))
+        names = [e.name for e in self.events[: state.done] if not e.norm or self.made[e.norm].removed]
+        return Removal(changed, tuple(names), state.stopped, state.history[0][1], after, tuple(state.history))
 
     def _remove_next(self, held_out: Tensor) -> None:
         """Take the next thing away if the loss has recovered from the last; wait, or undo that one, if not."""
