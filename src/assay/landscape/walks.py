@@ -56,10 +56,9 @@ class Walk:
 def bias_of_loss(walk: Walk, chains: Chains, sampler: Sampler) -> Tensor:
     r"""Give what each draw adds to the first-order bias of E[n beta L], (chain, step), float64.
 
-    The bias of E[U] is that of :math:`n\beta L` and of :math:`\frac{\gamma}{2} \lVert w - w^* \rVert^2`. The sampler's law
-    gives the second part from :math:`\gamma\,(w - w^*) \cdot \nabla U`, which takes the place of
-    :math:`\lVert \nabla U \rVert^2`. It matters where most directions are held by the localization alone. A
-    preconditioner is taken for 1 here.
+    The bias of E[U] is that of :math:`n\beta L` and that of the localization together. The sampler's law gives the
+    second from :math:`\gamma\,(w - w^*) \cdot \nabla U` in the place of :math:`\lVert \nabla U \rVert^2`. It matters
+    where most directions are held by the localization alone. A preconditioner is taken for 1 here.
     """
     step_size, localization = (
         part.to(walk.virial)[:, None] for part in (chains.step_size, chains.localization)
