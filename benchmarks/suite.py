@@ -32,7 +32,9 @@ def main() -> None:
     pending = [
         index
         for index, case in enumerate(cases())
-        if _key(case) not in known and (asked.family is None or case.family in asked.family)
+        if _key(case) not in known
+        and case.parameters <= asked.largest
+        and (asked.family is None or case.family in asked.family)
     ]
     with ProcessPoolExecutor(asked.jobs) as pool:
         for done in as_completed([pool.submit(estimate, index) for index in pending]):
@@ -124,6 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
     parser.add_argument("--family", action="append", help="only this one; may be given again")
+    parser.add_argument("--largest", type=int, default=10**9, help="no network of more parameters")
     parser.add_argument("--again", action="store_true", help="begin anew")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()

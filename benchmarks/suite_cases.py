@@ -25,11 +25,13 @@ class Case:
     Attributes:
         family: of networks.
         name: within its family.
+        parameters: of the network.
         make: gives module, loss, data, the truth at this temperature and its standard error.
     """
 
     family: str
     name: str
+    parameters: int
     make: Callable[[], tuple[nn.Module, Loss, tuple[Tensor, ...], float, float]]
 
 
@@ -101,7 +103,8 @@ def _linear(family: str, widths: tuple[int, ...], rank: int, n: int, seed: int) 
             float(each.std() / len(each) ** 0.5),
         )
 
-    return Case(family, f"{'-'.join(map(str, widths))} rank {rank} n {n}", make)
+    parameters = sum(left * right for left, right in zip(widths, widths[1:], strict=False))
+    return Case(family, f"{'-'.join(map(str, widths))} rank {rank} n {n}", parameters, make)
 
 
 def _potential(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -119,7 +122,7 @@ def _density(family: str, module: nn.Module, powers: list[int], n: int = 1000) -
         return module, _potential, (torch.zeros(n, 1),), truth, stderr
 
     name = " ".join(map(str, powers)) if family == "normal crossing" else f"{len(powers)} directions"
-    return Case(family, name, make)
+    return Case(family, name, len(powers), make)
 
 
 def _tanh(hidden: int, n: int = 1000) -> Case:
@@ -137,7 +140,7 @@ def _tanh(hidden: int, n: int = 1000) -> Case:
         truth, stderr = _by_prior(loss, 2 * hidden, n / math.log(n), draws=100_000, at_once=1000)
         return module, squared_error, (inputs, torch.zeros(n, 1)), truth, stderr
 
-    return Case("tanh", f"{hidden} hidden", make)
+    return Case("tanh", f"{hidden} hidden", 2 * hidden, make)
 
 
 def _by_prior(

@@ -113,9 +113,9 @@ def _estimate(dataset: xr.Dataset, truth: float | None) -> pd.DataFrame:
 def _sentence(dataset: xr.Dataset, truth: float | None) -> str:
     value, low, high = (float(dataset[name]) for name in ("llc", "llc_low", "llc_high"))
     if not np.isfinite(value):
-        return "No estimate: fewer than two chains are left"
+        return "No estimate: see the checks"
     known = "" if truth is None else f"; dashed: the truth, {truth:.4g}"
-    added = f"the step size adds about {float(dataset['llc_bias']):.2g}"
+    added = f"{float(dataset['llc_bias']):.2g} that the step size adds is subtracted"
     return f"{value:.4g} [{low:.4g}, {high:.4g}] of {dataset.attrs['parameters']} parameters; {added}{known}"
 
 
