@@ -32,6 +32,7 @@ from assay.models.norms.removable import RemovableNorm, Step, make_removable, se
 from assay.models.norms.removal_state import Progressed, StateFolder
 
 SAVE_EVERY = 25
+"""Steps after which the held-out loss is noted, and the state written."""
 WAIT = 5
 """Steps after which a loss that has not recovered is looked at again."""
 
@@ -150,7 +151,10 @@ class _Training:
             self._optimise(tokens)
             state.step += 1
             progress(state.step, recipe.steps)
-            if kept is not None and state.step % SAVE_EVERY == 0:
+            if state.step % SAVE_EVERY or state.step == recipe.steps:
+                continue
+            self._judge(held_out)
+            if kept is not None:
                 kept.save(state, self.model.module, self.optimizer)
         if not state.finished:
             self._finish(held_out)
