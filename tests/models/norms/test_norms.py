@@ -45,7 +45,13 @@ def doubled(kind: str) -> Model:
     return wrap(module)
 
 
-@pytest.mark.parametrize("kind", sorted(set(FAMILIES) - NO_FLOAT64))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in KINDS else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in sorted(set(FAMILIES) - NO_FLOAT64)
+    ],
+)
 def test_folding_is_exact_in_every_family(kind: str) -> None:
     model = doubled(kind)
     folded = fold(model, centre=True)
