@@ -70,7 +70,7 @@ def predicted_horizon(growth: Floats, disturbed: Floats, tolerance: float) -> Fl
     flat = logs.reshape(-1, logs.shape[-1])
     share = np.array([_crossing(row, float(wanted)) for row in flat]).reshape(logs.shape[:-1])
     grows = growth > 1
-    layers = np.divide(-share, np.log(growth, where=grows, out=np.ones_like(growth)))
+    layers = np.divide(np.abs(share), np.log(growth, where=grows, out=np.ones_like(growth)))
     return np.where(grows, layers, np.inf)
 
 
