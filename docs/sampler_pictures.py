@@ -117,7 +117,7 @@ def drawn(frame: pd.DataFrame, title: str, names: tuple[str, str], lines: Sequen
     """Draw one panel for each network or sampler and way of taking the data; lines where lines are asked for."""
     frame = frame.assign(kind=frame["kind"].replace({"first": names[0], "second": names[1]}), one=1.0)
     color = alt.Color("kind:N", title=None, sort=list(names))
-    ticks = alt.Axis(format=".0e", values=sorted(frame["step size"].unique()), labelAngle=-45)
+    ticks = alt.Axis(format="~e", values=sorted(frame["step size"].unique().round(6)), labelAngle=-45)
     x = alt.X("step size:Q", scale=alt.Scale(type="log", nice=False, padding=8), axis=ticks)
     y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
     rows: list[alt.FacetChart] = []
