@@ -52,7 +52,9 @@ def panel(*, metric: str) -> Any:
     kind: dict[str, Any] = (
         {"type": "symlog", "constant": 0.1} if metric == "kl_from_clean" else {"zero": True}
     )
-    axis = alt.Axis(values=_TICKS) if metric == "kl_from_clean" else alt.Axis()
+    axis = (
+        alt.Axis(values=_TICKS, format="~g", labelOverlap=False) if metric == "kl_from_clean" else alt.Axis()
+    )
     up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(**kind), axis=axis)
     band = base.mark_rule(color="#4c78a8", opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q")
     line = base.mark_line(color="#4c78a8", strokeWidth=1).encode(x=across, y=up)
