@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from assay.activations.average_trace import average_causal_trace
     from assay.activations.causal_trace import causal_trace
     from assay.activations.direct_logit_attribution import direct_logit_attribution
+    from assay.activations.faithfulness import faithfulness
     from assay.activations.layer_horizon import layer_horizon
     from assay.activations.layer_paths import layer_paths
     from assay.activations.layer_stages import layer_stages
@@ -51,6 +52,7 @@ __all__ = [
     "capture",
     "causal_trace",
     "direct_logit_attribution",
+    "faithfulness",
     "intervene",
     "known",
     "layer_horizon",
@@ -84,6 +86,7 @@ _HOMES = {
     "capture": "assay.models.intervention",
     "causal_trace": "assay.activations.causal_trace",
     "direct_logit_attribution": "assay.activations.direct_logit_attribution",
+    "faithfulness": "assay.activations.faithfulness",
     "intervene": "assay.models.intervention",
     "layer_horizon": "assay.activations.layer_horizon",
     "layer_paths": "assay.activations.layer_paths",

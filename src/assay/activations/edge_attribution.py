@@ -196,9 +196,7 @@ class EdgeAttribution(Measurement):
         return contrast(
             model,
             (self.clean[index], self.corrupted[index]),
-            sorted(
-                {site.partition(".")[0] for site in (*graph.written_sites, *graph.read_sites)} | {"embed"}
-            ),
+            graph.site_names,
             direction=self.direction,
             gauge=lambda final: Gauge((self.metric,), answer, foil, final),
         )

@@ -80,6 +80,13 @@ class Graph:
     def _parallel(self) -> bool:
         return self.model.parts.blocks[0].parallel
 
+    @property
+    def site_names(self) -> list[str]:
+        """Names of all of these sites, and of the embedding, without their layers."""
+        return sorted(
+            {site.partition(".")[0] for site in (*self.written_sites, *self.read_sites)} | {"embed"}
+        )
+
     def written(self, seen: Mapping[str, Tensor]) -> Tensor:
         """What each sender writes, biases of output projections left out.
 

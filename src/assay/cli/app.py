@@ -27,6 +27,7 @@ MEASURE = {
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "attribute": "Attribution patching: what patching each node would do, to first order, beside exact effects.",
     "path": "Path patching: what one part tells another of what makes two prompts differ.",
+    "faithfulness": "Faithfulness: how much of what a model does a circuit does alone, beside random sets.",
     "dla": "Direct logit attribution: what each component writes straight into a logit.",
     "norms": "Norms: what becomes of a model when they are folded, frozen, fixed or removed, and what is exact.",
     "horizon": "Layer horizon: how many layers back a model reads what was written.",

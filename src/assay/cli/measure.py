@@ -52,6 +52,7 @@ VERBS = {
     "patch": Verb("assay.activations.patching", "patch"),
     "attribute": Verb("assay.activations.attribution", "attribution_patch"),
     "path": Verb("assay.activations.path_patching", "path_patch"),
+    "faithfulness": Verb("assay.activations.faithfulness", "faithfulness"),
     "dla": Verb("assay.activations.direct_logit_attribution", "direct_logit_attribution"),
     "norms": Verb("assay.activations.norm_report", "norm_report"),
     "horizon": Verb("assay.activations.layer_horizon", "layer_horizon"),

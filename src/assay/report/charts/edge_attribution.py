@@ -57,9 +57,16 @@ def panel(dataset: xr.Dataset, edges: pd.DataFrame) -> alt.LayerChart:
     note = "; ticks: a prompt of random tokens" if "baseline" in edges else ""
     title = alt.TitleParams(
         f"{_TITLES[dataset.attrs['method']]}: edges ranked first",
-        subtitle=f"{dataset.attrs['steps']} slopes ({dataset.attrs['quadrature']}){note}",
+        subtitle=f"{_slopes(dataset)}{note}",
     )
     return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=alt.Step(15), title=title)
+
+
+def _slopes(dataset: xr.Dataset) -> str:
+    steps, quadrature = dataset.attrs["steps"], dataset.attrs["quadrature"]
+    if steps == 1:
+        return "one slope"
+    return f"up to {steps} slopes, adaptive" if quadrature == "adaptive" else f"{steps} slopes, {quadrature}"
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:

@@ -1,0 +1,52 @@
+"""What faithfulness is judged by."""
+
+import numpy as np
+import xarray as xr
+
+from assay.estimates.checks import Check
+
+GRAPH = 1e-3
+
+
+def faithfulness_checks(dataset: xr.Dataset) -> list[Check]:
+    """The verdicts P501 to P503 on faithfulness.
+
+    Args:
+        dataset: the result.
+
+    Returns:
+        One check each, as far as the dataset has what it needs.
+    """
+    checks = [_differ(dataset), _graph(dataset)]
+    return [*checks, _baseline(dataset)] if "baseline_faithfulness" in dataset else checks
+
+
+def _differ(dataset: xr.Dataset) -> Check:
+    gap, title = float(dataset["metric_full"] - dataset["metric_empty"]), "the prompts do not differ"
+    message = f"The clean and the corrupted runs differ by {gap:.3g}."
+    if abs(gap) > GRAPH:
+        return Check("P501", title, "pass", gap, message)
+    remedy = "There is nothing that a circuit could be faithful to: choose prompts that differ."
+    return Check("P501", title, "fail", gap, message, remedy)
+
+
+def _graph(dataset: xr.Dataset) -> Check:
+    error, title = float(dataset["graph_error"]), "the graph is not the model"
+    scale = max(1.0, abs(float(dataset["metric_full"])), abs(float(dataset["metric_empty"])))
+    message = f"With all edges, and with none, the graph differs from the two runs by {error:.1e}."
+    if error <= GRAPH * scale:
+        return Check("P502", title, "pass", error, message)
+    return Check(
+        "P502", title, "fail", error, message, "Run `assay doctor` on this model; load it in float32."
+    )
+
+
+def _baseline(dataset: xr.Dataset) -> Check:
+    partial = dataset["count"].values < dataset.attrs["total"]
+    lead = (dataset["faithfulness"] - dataset["baseline_faithfulness"]).values[partial]
+    best, title = float(np.max(lead, initial=-np.inf)), "random sets are as faithful"
+    message = f"The circuit is more faithful than random sets of its size by {best:.2f} at most."
+    if best > 0:
+        return Check("P503", title, "pass", best, message)
+    remedy = "The ranking finds nothing that chance does not: look at the agreement of the scores."
+    return Check("P503", title, "warn", best, message, remedy)

@@ -1,0 +1,124 @@
+"""Faithfulness: how much circuits of growing size carry, beside random sets."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from assay.report.figure import Figure, Finding
+from assay.report.theme import finished
+
+_TABLE = "faithfulness"
+_WIDTH, _HEIGHT = 380, 240
+
+
+def chart(dataset: xr.Dataset) -> alt.LayerChart:
+    """Draw faithfulness against size, ready to show or save.
+
+    Args:
+        dataset: result of `assay.faithfulness`.
+
+    Returns:
+        An Altair chart in the light theme.
+    """
+    rows = frame(dataset)
+    return finished(panel(dataset, rows), {_TABLE: rows})
+
+
+def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
+    """Draw the curves from the table, without a configuration."""
+    level = dataset.attrs["level"]
+    low, high = float(np.nanmin([0.0, *rows["faithfulness"]])), float(np.nanmax([1.0, *rows["faithfulness"]]))
+    x = alt.X(
+        "percent:Q",
+        scale=alt.Scale(type="log"),
+        title=f"{level} in the circuit, % of {dataset.attrs['total']}",
+    )
+    y = alt.Y(
+        "faithfulness:Q", title="faithfulness", scale=alt.Scale(domain=[low - 0.05, high + 0.05], clamp=True)
+    )
+    base = alt.Chart(alt.NamedData(name=_TABLE))
+    colour = alt.Color("which:N", title=None, sort=["circuit", "random sets"])
+    dash = alt.StrokeDash("which:N", title=None, sort=["circuit", "random sets"])
+    whole = alt.Chart(alt.InlineData(values=[{"level": 0.0}, {"level": 1.0}]))
+    layers: list[Any] = [
+        whole.mark_rule(strokeDash=[2, 3], opacity=0.5).encode(y=alt.Y("level:Q", title="faithfulness")),
+        base.transform_filter("isValid(datum.low)")
+        .mark_area(opacity=0.18)
+        .encode(x=x, y=alt.Y("low:Q", title="faithfulness"), y2="high:Q", color=colour),
+        base.mark_line(point=True).encode(
+            x=x,
+            y=y,
+            color=colour,
+            strokeDash=dash,
+            tooltip=[
+                alt.Tooltip("which:N"),
+                alt.Tooltip("count:Q", title=str(level)),
+                alt.Tooltip("faithfulness:Q", format=".3f"),
+            ],
+        ),
+    ]
+    title = alt.TitleParams(f"Faithfulness of {level}", subtitle=_areas(dataset))
+    return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=title)
+
+
+def _areas(dataset: xr.Dataset) -> str:
+    if "cpr" not in dataset:
+        return f"{int(dataset['count'].values[0])} given by name"
+    said = []
+    for name in ("cpr", "cmd"):
+        value, low, high = (float(dataset[name + part]) for part in ("", "_low", "_high"))
+        spread = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
+        said.append(f"{name.upper()} {value:.3f}{spread}")
+    return f"ranked by {dataset.attrs['ranking']}; {', '.join(said)}"
+
+
+def figures(dataset: xr.Dataset) -> list[Figure]:
+    """Give the curves as a figure of a report."""
+    rows = frame(dataset)
+    return [
+        Figure(
+            name=_TABLE,
+            title="Faithfulness",
+            caption=(
+                f"Share of the {dataset.attrs['metric'].replace('_', ' ')} between the corrupted (0) and the clean "
+                f"run (1) that is left when only the circuit carries the clean prompt; pairs: {dataset.attrs['pairs']}. "
+                f"Dashed: random sets of equal size, mean of {dataset.attrs['random_sets']}. Bands are 95% bootstrap "
+                f"intervals over pairs. {_areas(dataset)}."
+            ),
+            draw=lambda **_options: panel(dataset, rows),
+            frame=rows,
+        )
+    ]
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say how large a circuit does most of the work, and what random sets do."""
+    values, counts = dataset["faithfulness"].values, dataset["count"].values
+    enough = np.flatnonzero(values >= 0.9)  # noqa: PLR2004 (most of it)
+    level, total = dataset.attrs["level"], dataset.attrs["total"]
+    place = int(enough[0]) if len(enough) else int(np.nanargmax(values)) if np.isfinite(values).any() else 0
+    random = ""
+    if "baseline_faithfulness" in dataset:
+        random = f"; random sets of that size {dataset['baseline_faithfulness'].values[place]:.2f}"
+    text = f"{counts[place]} of {total} {level} have a faithfulness of {values[place]:.2f}{random}. {_areas(dataset)}."
+    return [Finding(text, position=0)]
+
+
+def frame(dataset: xr.Dataset) -> pd.DataFrame:
+    """Lay the curves out as one row for each size, of the circuit and of random sets."""
+    tables = []
+    for which, prefix in (("circuit", ""), ("random sets", "baseline_")):
+        if f"{prefix}faithfulness" in dataset:
+            columns: dict[str, Any] = {
+                "which": which,
+                "percent": 100 * dataset["size"].values,
+                "count": dataset["count"].values,
+                "faithfulness": dataset[f"{prefix}faithfulness"].values,
+                "low": dataset[f"{prefix}faithfulness_low"].values,
+                "high": dataset[f"{prefix}faithfulness_high"].values,
+            }
+            tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
