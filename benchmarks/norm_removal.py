@@ -61,9 +61,9 @@ def loss_of(model: Model, windows: torch.Tensor) -> float:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Held-out loss by step, a point at each removal."""
+    """Held-out loss by step, a point wherever it was judged."""
     base = alt.Chart(table, width=460, height=220).encode(
-        x=alt.X("step:Q", title="step of fine-tuning; a point before each removal"),
+        x=alt.X("step:Q", title="step of fine-tuning; norms go from step 20 to 80"),
         y=alt.Y("loss:Q", title="held-out loss (nats a byte)", scale=alt.Scale(zero=False)),
         color=alt.Color("fine-tuned:N", title=None),
     )
