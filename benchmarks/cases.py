@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from benchmarks.promises import Promise
-from benchmarks.work import LONG, SHORT, Prompt
+from benchmarks.work import LONG, PAIR, SHORT, Prompt
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,22 @@ CASES = {
         repetitions=5,
         every=1,
         times=5,
+    ),
+    # 6,480 patches take the peer ten minutes: every twentieth place is timed, the whole is in proportion.
+    "head-patches": Case(
+        "patching of every head at every position between two prompts; 24 tokens",
+        PAIR,
+        (Contestant("assay", "head_patches"), Contestant("transformer_lens", "head_patches", 20)),
+        (Promise("ratio", "transformer_lens head_patches", "assay head_patches", "at least", 6.0),),
+        repetitions=5,
+    ),
+    "attribution": Case(
+        "attribution patching of every head, neuron and residual vector at every position; 24 tokens",
+        PAIR,
+        (Contestant("assay", "attribution"), Contestant("assay", "forward")),
+        (Promise("ratio", "assay attribution", "assay forward", bound=4.0),),
+        repetitions=20,
+        rehearsals=2,
     ),
     # 1,800 cells would take each peer about an hour: every 37th is timed, the whole is in proportion.
     "late-trace": _trace(

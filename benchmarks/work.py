@@ -31,6 +31,11 @@ LONG = Prompt(
     "knows that the Eiffel Tower, once the main gate, is located in the city of",
     "Eiffel Tower",
 )
+# 24 tokens of SmolLM2; the second prompt of the pair has another word in the subject's place.
+PAIR = Prompt(
+    "Everybody who goes to France wants to see the Eiffel Tower, which is located in the middle of the city of",
+    "Eiffel Tower",
+)
 
 
 def write_work(model: Model, prompt: Prompt, path: Path) -> tuple[int, int]:

@@ -4,6 +4,8 @@ import torch
 from torch.nn.functional import linear
 
 import assay
+from assay.activations.node_attribution import attribute, contrast
+from assay.activations.prompt_pairs import Gauge
 from benchmarks.peers.worker import Answer, Task, Turn, Work, serve
 
 UNEMBED_ROWS = 256
@@ -51,7 +53,34 @@ def prepare(work: Work) -> dict[str, Task]:
         restored = dataset.p_restored.sel(kind="state").values
         return {"restored": [float(restored[layer, position]) for layer, position in turn.cells]}
 
+    def head_patches(turn: Turn) -> Answer:
+        dataset = assay.patch(
+            model,
+            work.tokens[0].tolist(),
+            work.corrupted[0].tolist(),
+            answer=work.answer,
+            site="z",
+            by_head=True,
+            metrics=("log_probability",),
+            baseline_pairs=0,  # the peer patches from no random prompt
+        ).dataset
+        patched = dataset.metric_patched.sel(metric="log_probability").mean("head").values
+        return {"restored": [float(patched[layer, position]) for layer, position in turn.cells]}
+
+    def attribution(turn: Turn) -> Answer:
+        names = ("resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_act")
+        first = contrast(
+            model,
+            (tuple(work.tokens[0].tolist()), tuple(work.corrupted[0].tolist())),
+            names,
+            direction="denoise",
+            gauge=lambda final: Gauge(("log_probability",), work.answer, -1, final),
+        )
+        return {"largest": attribute(first, "atp").nodes["z"].abs().max()}
+
     return {
+        "head_patches": head_patches,
+        "attribution": attribution,
         "forward": forward,
         "forward_and_unembed": forward_and_unembed,
         "capture": capture,

@@ -6,7 +6,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.patching import generic_activation_patch, layer_pos_patch_setter
+from transformer_lens.patching import (
+    generic_activation_patch,
+    layer_pos_head_vector_patch_setter,
+    layer_pos_patch_setter,
+)
 from transformer_lens.tools.analysis import logit_lens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,7 +63,29 @@ def prepare(work: Work) -> dict[str, Task]:
             )
         return {"restored": restored}
 
-    return {"forward": forward, "capture": capture, "lens": lens, "trace": trace}
+    def head_patches(turn: Turn) -> Answer:
+        _, clean = model.run_with_cache(work.tokens, names_filter=lambda name: name.endswith("attn.hook_z"))
+        heads = range(model.cfg.n_heads)
+        patched = generic_activation_patch(
+            model,
+            work.corrupted,
+            clean,
+            lambda logits: logits[0, -1].log_softmax(-1)[work.answer],
+            layer_pos_head_vector_patch_setter,
+            "z",
+            index_df=pd.DataFrame(
+                [(*cell, head) for cell in turn.cells for head in heads], columns=["layer", "pos", "head"]
+            ),
+        )
+        return {"restored": patched.view(-1, len(heads)).mean(-1)}
+
+    return {
+        "forward": forward,
+        "capture": capture,
+        "lens": lens,
+        "trace": trace,
+        "head_patches": head_patches,
+    }
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ class Work:
         """How many corrupted rows a trace has."""
         return self.noise.shape[0]
 
+    @property
+    def corrupted(self) -> torch.Tensor:
+        """The prompt with its first token in the subject's place, for patching between two prompts."""
+        ids = self.tokens.clone()
+        ids[:, slice(*self.span)] = ids[:, :1]
+        return ids
+
     @classmethod
     def read(cls, path: Path, model: str, device: str) -> "Work":
         """Read the file that `benchmarks.work` wrote."""
