@@ -41,7 +41,7 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
     )
     base = alt.Chart(alt.NamedData(name=_TABLE))
     colour = alt.Color("which:N", title=None, sort=["circuit", "random sets"])
-    dash = alt.StrokeDash("which:N", title=None, sort=["circuit", "random sets"])
+    dash = alt.StrokeDash("which:N", sort=["circuit", "random sets"], legend=None)
     whole = alt.Chart(alt.InlineData(values=[{"level": 0.0}, {"level": 1.0}]))
     layers: list[Any] = [
         whole.mark_rule(strokeDash=[2, 3], opacity=0.5).encode(y=alt.Y("level:Q", title="faithfulness")),
@@ -84,7 +84,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Faithfulness",
             caption=(
                 f"Share of the {dataset.attrs['metric'].replace('_', ' ')} between the corrupted (0) and the clean "
-                f"run (1) that is left when only the circuit carries the clean prompt; pairs: {dataset.attrs['pairs']}. "
+                f"run (1) that is left when only the circuit carries the clean prompt ({dataset.attrs['pairs']} pairs). "
                 f"Dashed: random sets of equal size, mean of {dataset.attrs['random_sets']}. Bands are 95% bootstrap "
                 f"intervals over pairs. {_areas(dataset)}."
             ),
