@@ -84,7 +84,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Faithfulness",
             caption=(
                 f"Share of the {dataset.attrs['metric'].replace('_', ' ')} between the corrupted (0) and the clean "
-                f"run (1) that is left when only the circuit carries the clean prompt ({dataset.attrs['pairs']} pairs). "
+                f"run (1) that is left when only the circuit carries the prompt ({dataset.attrs['pairs']} pairs). "
                 f"Dashed: random sets of equal size, mean of {dataset.attrs['random_sets']}. Bands are 95% bootstrap "
                 f"intervals over pairs. {_areas(dataset)}."
             ),
