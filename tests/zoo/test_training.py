@@ -105,7 +105,8 @@ def test_with_a_layer_norm_the_loss_stays_near_the_plateau() -> None:
         ]
     )
     assert float(run.loss[0].mean()) > 300
-    assert float(found.median()) == pytest.approx(toy_layernorm.PLATEAU, abs=4)
+    # 4096 inputs leave a standard error of 1.3; the noise of a batch at this rate adds up to a quarter
+    assert toy_layernorm.PLATEAU - 4 < float(found.median()) < 1.25 * toy_layernorm.PLATEAU
 
 
 def test_without_it_the_loss_falls_to_nothing_at_a_lower_rate_and_diverges_at_this_one() -> None:
