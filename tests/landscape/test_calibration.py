@@ -8,7 +8,7 @@ import torch
 
 from assay.landscape.calibration import FIRST, Aim, Run, drifts, joined, run
 from assay.landscape.chains import Chains, begin
-from assay.landscape.estimators import corrected, summary
+from assay.landscape.estimators import corrected, half_width, summary
 from assay.landscape.losses import squared_error
 from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.persistent import PersistentSGLD
@@ -62,6 +62,13 @@ def test_or_until_the_budget_is_spent_and_says_so() -> None:
     short = run(bowl(), chains(50.0), PersistentSGLD(), aim(relative_error=1e-4, budget=2500), 0.0)
     assert short.stopped == "budget"
     assert short.walk.loss.shape[1] == 2500
+
+
+def test_one_chain_alone_knows_its_own_interval() -> None:
+    alone = run(bowl(), chains(50.0, 1), PersistentSGLD(), aim(relative_error=0.2), 0.0)
+    assert alone.stopped == "interval"
+    excess = corrected(alone.walk, torch.full((1, 1), 50.0), 0.0)[:, alone.burn_in :]
+    assert 0 < half_width(excess) <= 0.2 * excess.mean()
 
 
 def test_what_is_set_is_kept() -> None:

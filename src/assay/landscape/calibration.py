@@ -24,7 +24,7 @@ from scipy import stats
 from torch import Tensor
 
 from assay.landscape.chains import Chains, Walk, Walking, begin
-from assay.landscape.estimators import corrected, summary
+from assay.landscape.estimators import corrected, half_width
 from assay.landscape.frugal import Frugal
 from assay.landscape.probe import Probe
 from assay.landscape.samplers.psgld import PSGLD
@@ -244,17 +244,16 @@ def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
         if not np.isfinite(excess).all():
             return walks, dropped, "diverged"
         share = burning.added(walks, dropped) / max(abs(excess.mean()), 1e-12)
-        if aim.step_size is None and aim.burn_in is None and share > EXCEEDED * aim.bias_tolerance:
+        free = aim.step_size is None and aim.burn_in is None and used + total + FIRST <= aim.budget
+        if free and share > EXCEEDED * aim.bias_tolerance:
             burning.shorten(aim.bias_tolerance / share)
             dropped = total
         elif aim.burn_in is None and drifts(excess, aim.relative_error / 2):
             dropped += excess.shape[1] // 2
-        else:
-            found = summary(excess)
-            if found["llc_high"] - found["llc"] <= aim.relative_error * abs(found["llc"]):
-                return walks, dropped, "interval"
+        elif half_width(excess) <= aim.relative_error * abs(excess.mean()):
+            return walks, dropped, "interval"
         more = min(total, aim.budget - used - total)
-        if more < 8 or total == dropped and more < FIRST:
+        if more < 8:
             return walks, dropped, "budget"
 
 

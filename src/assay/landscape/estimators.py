@@ -9,16 +9,18 @@ With :math:`b_t` what each draw adds to the first-order bias of the sampler (for
 - WBIC: :math:`n E[L]` at :math:`n\beta = n/\ln n` (S. Watanabe 2013, JMLR 14:867).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from assay.estimates.convergence import convergence
 from assay.estimates.estimate import mean_interval
 from assay.landscape.chains import Walk
+from assay.runs.measurement import Pieces
 
 NUMBERS = ("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse", "r_hat", "ess", "drift", "drift_stderr")
 """What `summary` gives."""
@@ -44,6 +46,22 @@ class Draws:
     def excess(self) -> np.ndarray:
         """Excess loss n beta (L - L*) less the bias, (chain, draw)."""
         return self.n_beta * (self.loss - self.baseline) - self.bias
+
+
+def aligned(parts: Sequence[Pieces]) -> tuple[dict[str, np.ndarray], int]:
+    """Join the traces of groups of chains at the end of burn-in; those that walked longer lose what others lack.
+
+    Returns:
+        Traces (chain, step) by name, and how many of their steps are burn-in.
+    """
+    starts = [int(part["burn_in"]) for part in parts]
+    pairs = list(zip(parts, starts, strict=True))
+    before, length = min(starts), min(part["trace_loss"].shape[1] - start for part, start in pairs)
+    return {
+        name: torch.cat([part[name][:, start - before : start + length] for part, start in pairs]).numpy()
+        for name in parts[0]
+        if name.startswith(("trace_", "second_"))
+    }, before
 
 
 def mean(draws: Draws) -> dict[str, Any]:
@@ -76,6 +94,14 @@ def wbic(found: Mapping[str, Any], n: int, n_beta: float, baseline: float) -> di
     scale = n / n_beta
     ends = {f"wbic{end}": n * baseline + scale * found[f"llc{end}"] for end in ("", "_low", "_high")}
     return {**ends, "wbic_stderr": scale * found["llc_stderr"]}
+
+
+def half_width(excess: np.ndarray) -> float:
+    """Give half the width of the 95 % interval of the mean of draws (chain, draw); of one chain by its own draws."""
+    if len(excess) == 1:
+        return 1.96 * convergence(excess).mcse
+    found = summary(excess)
+    return found["llc_high"] - found["llc"]
 
 
 def named(name: str, each: np.ndarray) -> dict[str, float]:

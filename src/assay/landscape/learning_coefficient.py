@@ -31,7 +31,7 @@ from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
 from assay.landscape.defaults import MOMENTUM, affordable_steps, cheap_batch
-from assay.landscape.estimators import Draws, mean, named, slope, variance, wbic
+from assay.landscape.estimators import Draws, aligned, mean, named, slope, variance, wbic
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
@@ -377,22 +377,6 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         seed=seed,
     )
     return perform(measurement, model, **run)
-
-
-def aligned(parts: Sequence[Pieces]) -> tuple[dict[str, np.ndarray], int]:
-    """Join the traces of groups of chains at the end of burn-in; those that walked longer lose what others lack.
-
-    Returns:
-        Traces (chain, step) by name, and how many of their steps are burn-in.
-    """
-    starts = [int(part["burn_in"]) for part in parts]
-    pairs = list(zip(parts, starts, strict=True))
-    before, length = min(starts), min(part["trace_loss"].shape[1] - start for part, start in pairs)
-    return {
-        name: torch.cat([part[name][:, start - before : start + length] for part, start in pairs]).numpy()
-        for name in parts[0]
-        if name.startswith(("trace_", "second_"))
-    }, before
 
 
 def _finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:
