@@ -18,7 +18,7 @@ something at a minimum; chains explore flat directions slowly. The checks say wh
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
@@ -44,6 +44,7 @@ from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.persistent import PersistentSGLD
 from assay.landscape.samplers.sampler import Sampler
 from assay.landscape.target import Data, Target, target
+from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
@@ -51,8 +52,8 @@ from assay.runs.result import Result
 
 TRACE = 1000
 """Steps of a trace that are kept for the picture, evenly spaced."""
-TRACES = ("loss", "bias", "virial", "distance")
-"""Parts of a `Walk` that are kept."""
+TRACES = ("loss", "bias", "loss_bias", "virial", "distance")
+"""Parts of a `Walk` that are kept, and the share of its bias that falls on the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +180,16 @@ class LearningCoefficient(Measurement):
 
     def _pieces(self, model: Target, chains: Chains, found: Run, count: int) -> Pieces:
         """Lay out what is kept of a group of chains; those at the second temperature have names of their own."""
-        traces = {name: getattr(found.walk, name).cpu() for name in ("loss", "bias", "virial", "distance")}
+        walked = replace(chains, step_size=torch.full_like(chains.n_beta, found.step_size))
+        falls_on_loss = bias_of_loss(found.walk, walked, self.stepping(model))
+        traces = {name: getattr(found.walk, name).cpu() for name in TRACES if name != "loss_bias"}
+        traces["loss_bias"] = falls_on_loss.cpu()
         acceptance = torch.full_like(chains.n_beta, torch.nan)
         if not isinstance(found.walking, Frugal):
             acceptance = Probe(model, chains).acceptance(found.walking.position, found.step_size, self.seed)
         pieces = {
             **{f"trace_{name}": trace[:count] for name, trace in traces.items()},
-            **{f"second_{name}": traces[name][count:] for name in ("loss", "bias")},
+            **{f"second_{name}": traces[name][count:] for name in ("loss", "loss_bias")},
             "step_size": torch.full((count,), found.step_size, dtype=torch.float64),
             "curvature": found.curvature[:count].clone(),
             "acceptance": acceptance[:count].double().cpu(),
@@ -203,15 +207,15 @@ class LearningCoefficient(Measurement):
         parts = list(pieces.values())
         traces, burn_in = aligned(parts)
         n_beta, baseline = self.temperature(model), float(parts[0]["loss"])
-        loss, bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
+        loss, bias, loss_bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
         kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
-        draws = Draws(loss[kept, after], bias[kept, after], n_beta, baseline)
+        draws = Draws(loss[kept, after], loss_bias[kept, after], n_beta, baseline)
         parameters = int(model.mask.sum()) if model.mask is not None else model.d
         hot = None
         if self.second_temperature is not None:
             hot = Draws(
                 traces["second_loss"][kept, after],
-                traces["second_bias"][kept, after],
+                traces["second_loss_bias"][kept, after],
                 n_beta / self.second_temperature,
                 baseline,
             )
