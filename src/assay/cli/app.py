@@ -73,13 +73,12 @@ def _app() -> App:
         Group(name, sort_key=place) for place, name in enumerate(("Measure", "Inspect", "Other"))
     )
     for name, summary in MEASURE.items():
-        app.command(f"assay.cli.measure:{name.replace('-', '_')}", name=name, help=f"{summary}\n\n{WORDS}", group=measure)
+        home = f"assay.cli.measure:{name.replace('-', '_')}"
+        app.command(home, name=name, help=f"{summary}\n\n{WORDS}", group=measure)
     for name, summary in WEIGHTS.items():
         app.command(f"assay.cli.landscape:{name}", name=name, help=f"{summary}\n\n{SAMPLED}", group=measure)
     for name, summary in TRAININGS.items():
-        app.command(
-            f"assay.cli.trajectory:{name}", name=name, help=f"{summary}\n\n{FOLLOWED}", group=measure
-        )
+        app.command(f"assay.cli.trajectory:{name}", name=name, help=f"{summary}\n\n{FOLLOWED}", group=measure)
     for name, summary in INSPECT.items():
         app.command(f"assay.cli.inspect:{name}", name=name, help=summary, group=inspect)
     for flag in ("--help", "--version"):

@@ -119,7 +119,9 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     ]
     if "neuron_share" in dataset:
         share = dataset["neuron_share"]
-        peaks = {kind: int(np.argmax(share.sel(kind=kind).values)) for kind in share["kind"].values.astype(str)}
+        peaks = {
+            kind: int(np.argmax(share.sel(kind=kind).values)) for kind in share["kind"].values.astype(str)
+        }
         text = " and ".join(
             f"{kind} neurons in layer {int(layers[i])} ({float(share.sel(kind=kind)[i]):.1%})"
             for kind, i in peaks.items()
