@@ -1,12 +1,12 @@
-"""Candidates found in bfloat16 and rescored give the top of float32, and the unembedding comes back."""
+"""Kept memory changes no logit, candidates in bfloat16 give the top of float32, and the unembedding comes back."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from assay.errors import BadInput
-from assay.models.candidates import Candidates, candidates, unembedding_by
 from assay.models.loading import wrap
+from assay.models.unembedding import Candidates, Kept, candidates, kept, unembedding_by
 from families import FAMILIES
 
 ROWS, WIDTH, VOCABULARY = 300, 32, 640  # more rows than are rescored at once
@@ -25,6 +25,29 @@ def unembed(request: pytest.FixtureRequest) -> nn.Linear:
 @pytest.fixture(scope="module")
 def states() -> Tensor:
     return torch.randn(ROWS, 1, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def test_kept_memory_changes_no_logit(unembed: nn.Linear, states: Tensor) -> None:
+    through = Kept(unembed)
+    with torch.no_grad():
+        for rows in (states, states[:7], states.flip(0), states.squeeze(1)):  # fewer, more, and another shape
+            torch.testing.assert_close(through(rows), unembed(rows), rtol=0, atol=1e-5)
+        first = through(states)
+        assert through(states[:2]).data_ptr() == first.data_ptr()
+
+
+def test_memory_is_kept_for_plain_linear_maps_only() -> None:
+    model = wrap(FAMILIES["llama"].build())
+    through = kept(model)
+    assert through is not None
+    ids = torch.randint(3, 101, (1, 6), generator=torch.Generator().manual_seed(4))
+    handle = model.parts.unembed.register_forward_hook(lambda _, __, output: 2 * output)
+    with torch.no_grad(), unembedding_by(through):
+        hooked = model.module(input_ids=ids).logits.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(hooked, model.module(input_ids=ids).logits, rtol=0, atol=1e-5)
+    handle.remove()
+    assert kept(wrap(FAMILIES["llama"].build().bfloat16())) is None
 
 
 @pytest.mark.parametrize(("count", "top"), [(16, 5), (6, 5), (64, 1)])

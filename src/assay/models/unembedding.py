@@ -1,15 +1,17 @@
-r"""The largest logits of many rows, found in bfloat16 and given their float32 values.
+"""Other ways through a model's unembedding, for passes that read the logits of many rows.
 
-A product in bfloat16 is several times faster where the processor has tiles for it (AMX), and a tensor core anywhere. It
-ranks the vocabulary well enough to find candidates, whose logits are then computed in float32. A row whose k-th
-largest rescored logit does not stand above the last candidate by :data:`SAFE` times the largest error seen among its
-candidates is unembedded in float32 altogether, so the k largest are those of float32.
+`Kept` writes the same logits into memory that is kept from pass to pass: what a system spends on handing out fresh
+pages for hundreds of megabytes is a tenth of such a pass.
 
-The other logits keep bfloat16's error, about 2^-8 of their size: sums over the vocabulary (normaliser, entropy) are
-that exact.
+`Candidates` finds the largest logits in bfloat16 and gives them their float32 values. A product in bfloat16 is several
+times faster where the processor has tiles for it (AMX), and on tensor cores. It ranks the vocabulary well enough to
+find candidates, whose logits are then computed in float32. A row whose k-th largest rescored logit does not stand above
+the last candidate by :data:`SAFE` times the largest error seen among its candidates is unembedded in float32
+altogether, so the k largest are those of float32. The other logits keep bfloat16's error, about 2^-8 of their size:
+sums over the vocabulary (normaliser, entropy) are that exact.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +25,35 @@ from assay.models.model import Model
 SAFE = 4.0
 ROWS = 256
 """Rows rescored at once: their candidates' weights are gathered, (row, candidate, d_model)."""
+
+
+class Kept:
+    """An unembedding that writes into memory it keeps; what it gave is overwritten when it is called again.
+
+    Args:
+        unembed: the model's own unembedding.
+    """
+
+    def __init__(self, unembed: nn.Linear) -> None:
+        self.unembed = unembed
+        self._memory = unembed.weight.new_empty(0, unembed.out_features)
+
+    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
+        """Unembed.
+
+        Args:
+            input: what the unembedding reads, (..., d_model).
+
+        Returns:
+            Logits, (..., vocabulary).
+        """
+        rows, bias = input.flatten(0, -2), getattr(self.unembed, "bias", None)
+        if len(self._memory) < len(rows):
+            self._memory = rows.new_empty(len(rows), self.unembed.out_features)
+        logits = torch.mm(rows, self.unembed.weight.T, out=self._memory[: len(rows)])
+        if bias is not None:
+            logits += bias
+        return logits.unflatten(0, input.shape[:-1])
 
 
 @dataclass(eq=False)
@@ -99,14 +130,23 @@ def candidates(model: Model, count: int, top: int) -> Candidates:
     return Candidates(unembed, count, top)
 
 
+def kept(model: Model) -> Kept | None:
+    """Make the unembedding of a model that keeps its memory; None where that is not a plain linear map in float32."""
+    unembed = model.parts.unembed
+    if type(unembed) is not nn.Linear or unembed.weight.dtype != torch.float32:
+        return None  # a class of its own may do more than multiply
+    return Kept(unembed)
+
+
 @contextmanager
-def unembedding_by(found: Candidates | None) -> Generator[None]:
-    """Let a model unembed by candidates for a while; ``None`` leaves it as it is."""
+def unembedding_by(found: Kept | Candidates | None) -> Generator[None]:
+    """Let a model unembed otherwise for a while; ``None`` leaves it as it is."""
     if found is None:
         yield
         return
+    replacement: Callable[[Tensor], Tensor] = found.__call__
     try:
-        found.unembed.forward = found.__call__
+        found.unembed.forward = replacement
         yield
     finally:
         found.unembed.__dict__.pop("forward", None)
