@@ -28,9 +28,9 @@ from assay.activations.logit_rows import read_rows
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.models.blocks import Blocks
-from assay.models.candidates import Candidates, candidates, unembedding_by
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
+from assay.models.unembedding import Candidates, Kept, candidates, kept, unembedding_by
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
@@ -53,7 +53,7 @@ class Shared(NamedTuple):
         model_log_probability: the model's own log-probability of each next token, (position - 1,).
         rotated: layer and position of the states that are also read through a random rotation, (row, 2).
         turned: these states rotated, (row, d_model).
-        candidates: the unembedding to read through; ``None`` for the model's own.
+        unembedding: the way to read through; ``None`` for the model's own.
     """
 
     blocks: Blocks
@@ -62,7 +62,7 @@ class Shared(NamedTuple):
     model_log_probability: Tensor
     rotated: Tensor
     turned: Tensor
-    candidates: Candidates | None
+    unembedding: Kept | Candidates | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class LogitLens(Measurement):
         positions = max(len(self.tokens) - 1, 1)  # the last one has no next token to find
         chosen = torch.randperm(len(sites) * positions, generator=generator)[: self.baseline_rows]
         rotated = torch.stack([chosen // positions, chosen % positions], -1)
-        through = candidates(model, self.candidates, self.top_k) if self.candidates else None
+        through = candidates(model, self.candidates, self.top_k) if self.candidates else kept(model)
         turned = rotate(states[rotated[:, 0], rotated[:, 1]], generator)
         return Shared(Blocks(model), states, got[last][0], own, rotated, turned, through)
 
@@ -162,7 +162,7 @@ class LogitLens(Measurement):
         last = shared.final[start:stop]
         if self.stream == "resid":
             last = last[:0]  # what the lens reads last is the model's end already
-        with unembedding_by(shared.candidates):
+        with unembedding_by(shared.unembedding):
             logits = shared.blocks.readout(torch.cat([states.reshape(-1, width), last, turned])).float()
         own, ends, baseline = logits.split([positions * layers, len(last), len(turned)])
         final = ends if len(last) else own.unflatten(0, (positions, layers))[:, -1]
