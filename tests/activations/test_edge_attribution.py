@@ -179,8 +179,8 @@ def test_the_copier_s_edges_are_found_and_no_others(method: Any) -> None:
     exact = dict(zip(result.dataset["edge"].values, result.dataset["edge_effect"].values, strict=True))
     assert {name for name, value in exact.items() if abs(value) > 0.05 * total} == set(zoo.EDGES)
     if method == "eap_ig":
-        for name in zoo.EDGES:  # each of them carries all of it
-            assert named[name] == pytest.approx(total, rel=1e-3)
+        for name in zoo.EDGES:  # each of them carries all of it, to the 1 % that the rule stops at
+            assert named[name] == pytest.approx(total, rel=1e-2)
     verdicts = {check.code: check.verdict for check in result.checks if check.code != "P305"}
     assert verdicts == dict.fromkeys(verdicts, "pass")
 

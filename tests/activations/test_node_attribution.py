@@ -74,12 +74,20 @@ def test_queries_keys_and_values_before_positions_are_encoded() -> None:
             assert float(nodes[name][layer, position, 1]) == pytest.approx(wanted, abs=SLOPES["llama"])
 
 
-@pytest.mark.parametrize("name", ["q", "k"])
-def test_the_qk_fix_puts_the_softmax_of_a_patched_run_in(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("q", ((0, 2, 0), (1, 4, 1), (2, 6, 0), (2, 6, 1))),  # in the last layer only the last query is read
+        ("k", ((0, 2, 0), (1, 4, 1), (2, 4, 0), (2, 6, 1))),
+    ],
+)
+def test_the_qk_fix_puts_the_softmax_of_a_patched_run_in(
+    name: str, places: tuple[tuple[int, int, int], ...]
+) -> None:
     """The pattern of a full forward with one query or key replaced, times the slope by the pattern."""
     one = found("llama", ("q", "k"))
     nodes = attribute(one, "qk_fix").nodes
-    for layer, position, head in ((0, 2, 0), (1, 4, 1), (2, 4, 0), (2, 6, 1)):
+    for layer, position, head in places:
         pattern = f"pattern.{layer}"
         seen = assay.capture(one.model, one.base, [pattern, "logits"], grad=True)
         (slope,) = torch.autograd.grad(one.number(seen["logits"][:, -1]).sum(), seen[pattern])

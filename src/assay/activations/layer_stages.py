@@ -249,7 +249,7 @@ def layer_stages(  # noqa: PLR0913 (settings of a verb)
 
     Raises:
         BadInput: an empty data set, inputs of different lengths, a model without such neurons, or a setting out of
-        range.
+            range.
     """
     measurement = LayerStages(
         inputs=inputs_of(model, texts, length, max_inputs),
