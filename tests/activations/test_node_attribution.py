@@ -189,3 +189,10 @@ def test_one_layer_has_nothing_to_drop() -> None:
     )  # fmt: skip
     with pytest.raises(BadInput, match="needs two or more"):
         attribute(one, "grad_drop")
+
+
+def test_slopes_are_found_where_gradients_are_switched_off() -> None:
+    one = found("llama", ("z",))
+    with torch.no_grad():
+        nodes = attribute(one, "atp").nodes
+    torch.testing.assert_close(nodes["z"], attribute(one, "atp").nodes["z"])

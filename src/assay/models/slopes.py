@@ -56,8 +56,9 @@ def slopes(
         with torch.enable_grad():
             logits = output.logits[:, -1]
             value = number(logits)
+            total = value.sum()
         found = torch.autograd.grad(
-            value.sum(), [seen[site] for site in sites], allow_unused=True, materialize_grads=True
+            total, [seen[site] for site in sites], allow_unused=True, materialize_grads=True
         )
     held = {site: value.detach() for site, value in seen.items()}
     return Slopes(value.detach(), logits.detach(), held, dict(zip(sites, found, strict=True)))
