@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-ORDER = ("capture", "lens", "trace", "late-trace", "import", "load", "help", "survey", "llc-a", "llc-b", "llc-m",
-         "llc-smollm2", "llc-smollm2-head", "llc-smollm2-mlp")  # fmt: skip
+ORDER = ("capture", "lens", "trace", "late-trace", "head-patches", "attribution", "deletions", "ablation", "import",
+         "load", "help", "survey", "llc-a", "llc-b", "llc-m", "llc-smollm2", "llc-smollm2-head",
+         "llc-smollm2-mlp")  # fmt: skip
 
 Record = dict[str, Any]
 
@@ -23,7 +24,8 @@ def write_tables(results: Path, page: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page} needs the lines {BEGIN!r} and {END!r}, between which the tables go")
-    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    kept = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    records = [record for record in kept if "case" in record]  # the accuracy suite has a page of its own
     devices = sorted(
         {record["conditions"]["device"] for record in records}, key=lambda device: device != "cpu"
     )
