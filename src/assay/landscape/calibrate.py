@@ -34,6 +34,7 @@ from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look
 from assay.landscape.target import Data, Target, target
+from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
@@ -160,11 +161,13 @@ class Calibrate(Measurement):
     def measure(self, model: Target, unit: Unit, shared: Plane) -> Pieces:
         """Walk all settings as one."""
         chains = self._chains(model, shared.step_size, self.temperatures(model))
-        traces = walk(model, chains, self.burn_in + self.draws, self.at().stepping(model))
+        sampler = self.at().stepping(model)
+        traces = walk(model, chains, self.burn_in + self.draws, sampler)
+        bias = bias_of_loss(traces, chains, sampler)
         shape = (len(shared.step_size), len(self.temperatures(model)), self.chains, self.draws)
         return {
             "loss": traces.loss[:, self.burn_in :].cpu().reshape(shape),
-            "bias": traces.bias[:, self.burn_in :].cpu().reshape(shape),
+            "bias": bias[:, self.burn_in :].cpu().reshape(shape),
             "step_size": torch.tensor(shared.step_size, dtype=torch.float64),
             "found": torch.tensor(shared.found, dtype=torch.float64),
             "anchor_loss": shared.anchor.loss,
