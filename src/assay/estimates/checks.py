@@ -23,3 +23,25 @@ class Check:
     figure: float | None
     message: str
     remedy: str = ""
+
+
+def graded(  # noqa: PLR0913 (the parts of a check)
+    code: str, title: str, figure: float, limits: tuple[float, float], message: str, remedy: str
+) -> Check:
+    """Judge a figure that should be small.
+
+    Args:
+        code: of the check.
+        title: what is wrong when it does not pass.
+        figure: what is judged.
+        limits: the largest figure that passes, and the largest that only warns.
+        message: one sentence with the figure in it.
+        remedy: what to do when it does not pass.
+
+    Returns:
+        The verdict.
+    """
+    passes, warns = limits
+    if figure <= passes:
+        return Check(code, title, "pass", figure, message)
+    return Check(code, title, "warn" if figure <= warns else "fail", figure, message, remedy)

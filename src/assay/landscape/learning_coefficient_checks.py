@@ -4,7 +4,7 @@ import math
 
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.estimates.checks import Check, graded
 
 BIAS = 0.15
 """Share of the estimate that the step size may add, before it is subtracted, before a warning; twice that fails."""
@@ -66,7 +66,7 @@ def _agreement(dataset: xr.Dataset) -> Check:
     remedy = "The chains are not yet in one place: more burn-in and more draws, or a larger budget."
     # where the interval, which is that of the chains, is narrow all the same, they disagree about little
     fails = 1.3 if _half_width(dataset) > AGREED else math.inf
-    return _graded("L203", "chains disagree", r_hat, (1.1, fails), message, remedy)
+    return graded("L203", "chains disagree", r_hat, (1.1, fails), message, remedy)
 
 
 def _drift(dataset: xr.Dataset) -> Check:
@@ -75,7 +75,7 @@ def _drift(dataset: xr.Dataset) -> Check:
     message = f"The second half of the draws lies {drift:+.3g} (standard error {stderr:.2g}) from the first."
     significant = abs(drift) > 3 * stderr and share > 0.02
     remedy = "The chains are still on their way: more burn-in, or a larger budget."
-    return _graded("L205", "still drifting", share if significant else 0.0, (0.02, 0.1), message, remedy)
+    return graded("L205", "still drifting", share if significant else 0.0, (0.02, 0.1), message, remedy)
 
 
 def _bias(dataset: xr.Dataset) -> Check:
@@ -85,7 +85,7 @@ def _bias(dataset: xr.Dataset) -> Check:
         f"Leave the step size to be found, or take one {max(share / 0.05, 2):.0f} times smaller and as many times "
         "more steps; or a larger batch."
     )
-    return _graded("L204", "the step size is too large", share, (BIAS, 2 * BIAS), message, remedy)
+    return graded("L204", "the step size is too large", share, (BIAS, 2 * BIAS), message, remedy)
 
 
 def _draws(dataset: xr.Dataset) -> Check:
@@ -115,7 +115,7 @@ def _width(dataset: xr.Dataset) -> Check:
         f"The interval reaches {share:.1%} of the estimate to either side; the run ended by its {ended}."
     )
     remedy = "Take a larger budget, more draws or more chains."
-    return _graded("L208", "the interval is wide", share, (0.1, 0.25), message, remedy)
+    return graded("L208", "the interval is wide", share, (0.1, 0.25), message, remedy)
 
 
 def _acceptance(dataset: xr.Dataset) -> Check:
@@ -134,12 +134,3 @@ def _half_width(dataset: xr.Dataset) -> float:
     """Give half the width of the interval as a share of the estimate."""
     half = (float(dataset["llc_high"]) - float(dataset["llc_low"])) / 2
     return half / max(abs(float(dataset["llc"])), 1e-12)
-
-
-def _graded(
-    code: str, title: str, figure: float, limits: tuple[float, float], message: str, remedy: str
-) -> Check:
-    warn, fail = limits
-    if figure <= warn:
-        return Check(code, title, "pass", figure, message)
-    return Check(code, title, "warn" if figure <= fail else "fail", figure, message, remedy)

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.estimates.checks import Check, graded
 
 BIAS = 0.1
 """Share of an estimate that the step size may add before a checkpoint counts as biased."""
@@ -21,7 +21,7 @@ def _minima(dataset: xr.Dataset) -> Check:
         "Do not read the LLC there as a learning coefficient. To ask how degenerate the function is that the network "
         "computes, take a loss to the anchor, such as squared_distance_to_anchor."
     )
-    return _graded("L301", "checkpoints that are no minima", share, (0.0, 0.5), message, remedy)
+    return graded("L301", "checkpoints that are no minima", share, (0.0, 0.5), message, remedy)
 
 
 def _diverged(dataset: xr.Dataset) -> Check:
@@ -38,7 +38,7 @@ def _agreement(dataset: xr.Dataset) -> Check:
     share = float((dataset["r_hat"] > 1.1).mean())
     message = f"At {share:.0%} of the checkpoints split R-hat is above 1.1."
     remedy = "The chains are not yet in one place there: more burn-in and more draws."
-    return _graded("L303", "chains disagree at checkpoints", share, (0.1, 0.5), message, remedy)
+    return graded("L303", "chains disagree at checkpoints", share, (0.1, 0.5), message, remedy)
 
 
 def _bias(dataset: xr.Dataset) -> Check:
@@ -46,7 +46,7 @@ def _bias(dataset: xr.Dataset) -> Check:
     share = float((shares > BIAS).mean())
     message = f"At {share:.0%} of the checkpoints the step size adds more than {BIAS:.0%} to the estimate."
     remedy = "Take a smaller step size, and as many times more steps, or a larger batch."
-    return _graded("L304", "the step size is too large for checkpoints", share, (0.1, 0.5), message, remedy)
+    return graded("L304", "the step size is too large for checkpoints", share, (0.1, 0.5), message, remedy)
 
 
 def _alignment(dataset: xr.Dataset) -> Check:
@@ -63,12 +63,3 @@ def _alignment(dataset: xr.Dataset) -> Check:
     return Check(
         code, title, "warn", p, message, "Do not speak of alignment: take more seeds, or finer checkpoints."
     )
-
-
-def _graded(
-    code: str, title: str, figure: float, limits: tuple[float, float], message: str, remedy: str
-) -> Check:
-    warn, fail = limits
-    if figure <= warn:
-        return Check(code, title, "pass", figure, message)
-    return Check(code, title, "warn" if figure <= fail else "fail", figure, message, remedy)
