@@ -10,9 +10,10 @@ from assay.landscape import target as target_module
 from assay.landscape.chains import Walking, begin
 from assay.landscape.chance import Streams
 from assay.landscape.frugal import Frugal
-from assay.landscape.gradients import Functional, Sequential
+from assay.landscape.gradients import Functional
 from assay.landscape.losses import squared_error
 from assay.landscape.samplers.sgld import SGLD
+from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target, target
 from assay.landscape.walks import Chains
 

@@ -5,8 +5,9 @@ from torch.testing import assert_close
 
 from assay.landscape import gradients as gradients_module
 from assay.landscape import target as target_module
-from assay.landscape.gradients import Functional, Sequential, Stack, everything, gradient_of, is_stack
+from assay.landscape.gradients import Functional, Stack, everything, gradient_of, is_stack
 from assay.landscape.losses import cross_entropy, next_token, squared_error
+from assay.landscape.sequential import Sequential
 from assay.landscape.target import target
 from assay.models.model import Model
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from assay.errors import BadInput
 from assay.landscape.chance import Streams
 from assay.landscape.frugal import Frugal
-from assay.landscape.gradients import Batch, Gradient, Sequential, everything, gradient_of
+from assay.landscape.gradients import Batch, Gradient, everything, gradient_of
 from assay.landscape.samplers.sampler import Chance, Point, Sampler
 from assay.landscape.samplers.sgld import SGLD
+from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target
 from assay.landscape.walks import Chains, Walk
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from assay.landscape.chance import Streams
-from assay.landscape.gradients import Sequential
 from assay.landscape.samplers import sgld
+from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target
 from assay.landscape.walks import Chains, Walk
 

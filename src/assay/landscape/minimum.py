@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from assay.landscape.anchors import LINE
-from assay.landscape.gradients import Sequential, gradient_of, mean_loss
+from assay.landscape.gradients import gradient_of, mean_loss
+from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target
 
 
