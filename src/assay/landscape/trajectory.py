@@ -37,6 +37,7 @@ from assay.landscape.samplers import sampler_of
 from assay.landscape.target import Data, Target
 from assay.landscape.trajectory_checks import judge
 from assay.landscape.transitions import transitions
+from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
@@ -187,10 +188,8 @@ class Trajectory(Measurement):
         traces = walk(here, chains, self.burn_in + self.draws, sampler)
         shape = (len(places), self.chains, -1)
         excess = (n_beta * (traces.loss.cpu().view(shape) - baseline[:, None, None])).numpy()
-        # the law is that of the potential; what it says of the localization is not added to the loss
-        moving = here.d if here.mask is None else int(here.mask.sum())
-        held = float(sampler.bias(chains.step_size[0], chains.localization[0] * moving))
-        bias = (traces.bias.cpu().view(shape)[..., self.burn_in :].mean(-1) - held).clamp_min(0).numpy()
+        falls_on_loss = bias_of_loss(traces, chains, sampler).cpu().view(shape)[..., self.burn_in :]
+        bias = falls_on_loss.mean(-1).clamp_min(0).numpy()
         estimates = [self._estimate(each, added) for each, added in zip(excess, bias, strict=True)]
         return {
             "loss": losses(plain, bare),
