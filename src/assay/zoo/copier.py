@@ -11,15 +11,15 @@ Where nothing matches, the second head rests on the first token, which writes no
 are random: they read the stream and write to coordinates that only they read, so that no output depends on them.
 
 The residual stream holds, side by side, the token, its position, the previous token, the prediction, and the noise.
-There is no norm, and the blocks keep keys and values as those of Hugging Face models do.
+There is no norm.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from assay.zoo.decoder import Attention, Block, Decoder, NoNorm, Pairs
 
 FIRST = 0
 """The token that stands first in every prompt, for the second head to rest on."""
@@ -53,6 +53,11 @@ class Shape:
         return max(self.vocab_size, self.max_position_embeddings)
 
     @property
+    def neurons(self) -> int:
+        """Neurons of an MLP, all of them idle."""
+        return self.noise
+
+    @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return self.noise_part.stop
@@ -83,120 +88,13 @@ class Shape:
         return slice(self.prediction.stop, self.prediction.stop + self.noise)
 
 
-@dataclass(frozen=True)
-class Output:
-    """What the copier returns.
-
-    Attributes:
-        logits: (batch, pos, vocabulary).
-    """
-
-    logits: Tensor
-
-
-class Attention(nn.Module):
-    """Causal attention without biases; scores are plain products of queries and keys."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__()
-        width = shape.num_attention_heads * shape.head_width
-        self.layer, self.heads = layer, shape.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (
-            nn.Linear(shape.hidden_size, width, bias=False) for _ in range(3)
-        )
-        self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
-
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None) -> Tensor:
-        """Attend; ``past_key_values`` keeps keys and values as a cache of transformers does."""
-        q, k, v = (
-            project(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer)
-        queries, keys = q.shape[-2], k.shape[-2]
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
-        return self.o_proj(z.transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """An idle MLP."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.up_proj = nn.Linear(shape.hidden_size, shape.noise, bias=False)
-        self.act = nn.GELU()
-        self.down_proj = nn.Linear(shape.noise, shape.hidden_size, bias=False)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map each position."""
-        return self.down_proj(self.act(self.up_proj(hidden_states)))
-
-
-class Block(nn.Module):
-    """Attention, then the idle MLP, each added to the stream."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__()
-        self.attention, self.mlp = Attention(shape, layer), Mlp(shape)
-
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None) -> Tensor:
-        """Read the stream, and add to it."""
-        middle = hidden_states + self.attention(hidden_states, past_key_values)
-        return middle + self.mlp(middle)
-
-
-class NoNorm(nn.Module):
-    """What stands where other models have their last norm: it passes on what it is given, and says so."""
-
-    centring = False
-
-    def divisor(self, x: Tensor) -> Tensor:
-        """One at every position, (..., 1)."""
-        return torch.ones_like(x[..., :1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give back what is given."""
-        return x
-
-
-class Copier(nn.Module):
+class Copier(Decoder):
     """The copier; made by :func:`copier`."""
 
+    config: Shape
+
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.config = shape
-        self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.positions = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
-        self.layers = nn.ModuleList(Block(shape, layer) for layer in range(2))
-        self.norm = NoNorm()
-        self.unembed = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The unembedding."""
-        return self.unembed
-
-    def forward(
-        self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False, logits_to_keep: int = 0
-    ) -> Output:
-        """Predict the next token at each position.
-
-        Args:
-            input_ids: (batch, pos); all prompts of one length.
-            past_key_values: keys and values of the tokens before, as a cache of transformers.
-            use_cache: keep keys and values; they are kept wherever there is a cache.
-            logits_to_keep: unembed this many positions only, the last ones; 0 for all.
-
-        Returns:
-            The logits.
-        """
-        before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        places = torch.arange(before, before + input_ids.shape[1], device=input_ids.device)
-        stream = self.embed(input_ids) + self.positions(places)
-        for block in self.layers:
-            stream = block(stream, past_key_values=past_key_values)
-        return Output(self.unembed(self.norm(stream)[:, -logits_to_keep:]))
+        super().__init__(shape, layers=2, norm=NoNorm, scale=1.0)
 
 
 def copier(
@@ -237,7 +135,7 @@ def copier(
         model.embed.weight[:, shape.token] = torch.eye(vocabulary)
         model.positions.weight[:, shape.position] = torch.eye(context)
         model.unembed.weight[:, shape.prediction] = torch.eye(vocabulary)
-        blocks = [block for block in model.layers if isinstance(block, Block)]
+        blocks = model.blocks
         _write_previous(blocks[0].attention, shape, sharpness)
         _write_copying(blocks[1].attention, shape, sharpness, gain)
         for block in blocks:
@@ -287,23 +185,6 @@ def _write_idle(block: Block, shape: Shape, generator: torch.Generator) -> None:
     draw(attention.o_proj.weight[shape.noise_part, shape.head_width :], shape.head_width)
     draw(mlp.up_proj.weight, shape.noise)
     draw(mlp.down_proj.weight[shape.noise_part], shape.noise)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of prompts that differ in which of two tokens came before which.
-
-    Attributes:
-        clean: token ids, one row a pair.
-        corrupted: likewise.
-        answers: what follows the clean prompt, one a pair.
-        foils: what follows the corrupted one.
-    """
-
-    clean: list[list[int]]
-    corrupted: list[list[int]]
-    answers: list[int]
-    foils: list[int]
 
 
 def swapped(shape: Shape, n: int, *, generator: torch.Generator, length: int = 8) -> Pairs:
