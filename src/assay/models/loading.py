@@ -38,6 +38,7 @@ from assay.models.gguf import cached_folder
 from assay.models.model import Model, wrap
 from assay.models.norms.epsilon import as_identity, require_range
 from assay.models.quiet import no_progress_bar
+from assay.models.reference import PREFIX, reference
 
 __all__ = ["load", "require_finite", "wrap"]
 
@@ -56,7 +57,7 @@ SAFETENSORS_DTYPES = {
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSORS_DTYPES.values()}
 SOURCES = (
     f"{EMBEDDED!r} (the embedded SmolLM2-135M-Instruct), a .gguf file, a folder with config.json and "
-    "safetensors weights, or a hub id such as 'openai-community/gpt2'"
+    "safetensors weights, a hub id such as 'openai-community/gpt2', or 'zoo:copier' and 'zoo:induction'"
 )
 NAMED = 5  # parameters named in an error before the rest are counted
 
@@ -73,7 +74,8 @@ def load(
 
     Args:
         source: ``"smollm2"`` for the embedded SmolLM2-135M-Instruct, a ``.gguf`` file (converted once into a
-            cache), a local folder with ``config.json`` and safetensors weights, or a hub id.
+            cache), a local folder with ``config.json`` and safetensors weights, a hub id, or ``"zoo:copier"`` and
+            ``"zoo:induction"``, whose circuits are known (:mod:`assay.models.reference`).
         device: where the weights go.
         dtype: what they are converted to: float16, bfloat16, float32 or float64.
         trust_remote_code: run Python code that comes with the model.
@@ -90,6 +92,10 @@ def load(
             whose weights are scaled up to switch them off.
     """
     target, place = _dtype(dtype), _device(device)
+    if str(source).startswith(PREFIX):
+        made = reference(str(source))
+        made.module.to(place, target)
+        return replace(made, source=str(source))
     folder = _folder(source, trust_remote_code)
     if folder is None:
         found = "a file of another kind" if Path(source).exists() else "nothing"
