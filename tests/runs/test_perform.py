@@ -297,3 +297,10 @@ def test_pieces_may_be_views_of_one_tensor(tmp_path: Path):
     run = perform(Toy(), ToyModel(), out=tmp_path)
     with safe_open(run.path / "units" / "unit-00.safetensors", "pt") as file:
         assert file.get_tensor("sums").shape == (3,)
+
+
+def test_a_mistyped_setting_is_named_with_the_one_meant():
+    with pytest.raises(BadInput, match="no setting 'scales'. Did you mean 'scale'"):
+        perform(Toy(), ToyModel(), scales=2.0)
+    with pytest.raises(BadInput, match="no setting 'temperature'. It has: units, .*executor"):
+        perform(Toy(), ToyModel(), temperature=1.0)

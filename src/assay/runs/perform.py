@@ -1,5 +1,6 @@
 """Performing a measurement: plan, measure what is not yet finished, combine, check."""
 
+import difflib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,8 +41,10 @@ def perform(measurement: Measurement, model: Measurable, **run: Unpack[RunOption
     Returns:
         The result. With the same settings, model and ``out`` again, a finished run is read, not repeated.
 
-    A wrong setting, or a folder that cannot be used or that another process is using, is `BadInput`.
+    A wrong setting, or a folder that cannot be used or that another process is using, is `BadInput`; and so is a
+    keyword that is no option of a run, which is what a mistyped setting of a verb becomes.
     """
+    _known(measurement, run)
     # what is computed is what the record can give back, to the last type of the last setting
     measurement = from_settings(measurement.name, settings(measurement))
     out = run.get("out")
@@ -89,6 +92,16 @@ def _planned(measurement: Measurement, model: Any) -> list[Unit]:
             f"the plan of {measurement.name} has {len(plan)} units with {len(names)} names; name each once"
         )
     return plan
+
+
+def _known(measurement: Measurement, run: RunOptions) -> None:
+    options = [*settings(measurement), *RunOptions.__annotations__]
+    for name in run.keys() - RunOptions.__annotations__.keys():
+        near = difflib.get_close_matches(name, options, n=1)
+        raise BadInput(
+            f"{measurement.name} has no setting {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(options)}.")
+        )
 
 
 def _finished(path: Path) -> Result | None:
