@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from torch.testing import assert_close
 from assay.landscape.chains import Chains, begin, walk
 from assay.landscape.gradients import Functional
 from assay.landscape.losses import squared_error
+from assay.landscape.samplers.mala import MALA
 from assay.landscape.target import target
 from reference.landscape_slow import slow_walk
 
@@ -64,6 +67,13 @@ def test_equal_seeds_see_equal_noise() -> None:
     loss = walk(made, same, 10).loss
     assert torch.equal(loss[0], loss[1])
     assert not torch.equal(loss[0], loss[2])
+    alone = walk(made, replace(same, seeds=(4, 5, 3)), 10).loss  # numbers that each chain draws for itself
+    assert_close(loss[[0, 2]], alone[[2, 0]], rtol=1e-5, atol=0)
+    accepting = [
+        walk(made, replace(same, seeds=seeds, batch_size=None), 10, MALA()).loss
+        for seeds in ((3, 3, 4), (4, 5, 3))
+    ]
+    assert_close(accepting[0][[1, 2]], accepting[1][[2, 0]], rtol=1e-5, atol=0)
 
 
 def test_the_first_step_is_at_the_anchor_and_each_chain_has_its_own_mask() -> None:

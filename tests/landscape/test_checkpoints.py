@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from assay.errors import BadInput
-from assay.landscape.checkpoints import LIST, course
-from assay.landscape.losses import squared_error
+from assay.landscape import checkpoints
+from assay.landscape.checkpoints import LIST, Course, course
+from assay.landscape.losses import PRESETS, AnchorLoss, squared_error
+from assay.landscape.trajectory import trajectory
 from assay.landscape.watch import watch
 from assay.zoo.training import linear
 
@@ -30,6 +33,12 @@ def states(count: int = 3) -> dict[int, dict[str, torch.Tensor]]:
     return {100 * step: network(step).state_dict() for step in range(count)}
 
 
+def rows(made: Course, places: list[int]) -> torch.Tensor:
+    anchors = made.group(0, places).anchors
+    assert anchors is not None
+    return anchors
+
+
 def written(folder: Path, name: str = "step-{:06d}.safetensors") -> Path:
     for step, state in states().items():
         path = folder / name.format(step)
@@ -47,10 +56,10 @@ def test_a_folder_and_memory_give_the_same(tmp_path: Path, name: str) -> None:
     assert here.steps == there.steps == (0, 100, 200)
     assert here.weight_hash() == there.weight_hash()
     assert here.together
-    plain, sampled = here.anchors(0, [0, 2])
-    assert_close(plain, there.anchors(0, [0, 2])[0], rtol=0, atol=0)
-    assert sampled.shape == plain.shape == (2, 26)
-    assert_close(plain[1], torch.cat([value.flatten() for value in states()[200].values()]), rtol=0, atol=0)
+    anchors = rows(here, [0, 2])
+    assert anchors.shape == (2, 26)
+    assert_close(anchors, rows(there, [0, 2]), rtol=0, atol=0)
+    assert_close(anchors[1], torch.cat([value.flatten() for value in states()[200].values()]), rtol=0, atol=0)
     other = states()
     other[100]["0.bias"] = other[100]["0.bias"] + 1
     assert course(network(), squared_error, DATA, other).weight_hash() != here.weight_hash()
@@ -71,8 +80,10 @@ def test_checkpoints_that_differ_in_buffers_are_not_walked_together() -> None:
     assert course(module, squared_error, DATA, {0: first, 1: first}).together
     made = course(module, squared_error, DATA, {0: first, 1: second})
     assert not made.together
-    assert_close(made.at(0, 1)[0].module.get_buffer("1.running_mean"), second["1.running_mean"])
-    assert_close(made.at(0, 0)[0].module.get_buffer("1.running_mean"), first["1.running_mean"])
+    for place, state in enumerate((first, second)):
+        group = made.group(0, [place])
+        assert group.anchors is None
+        assert_close(group.plain.module.get_buffer("1.running_mean"), state["1.running_mean"])
 
 
 def test_tied_weights_may_be_there_once() -> None:
@@ -89,17 +100,69 @@ def test_tied_weights_may_be_there_once() -> None:
     made = course(
         Tied(), squared_error, DATA, {0: {"second.weight": weight}, 1: {"first.weight": 2 * weight}}
     )
-    assert_close(made.anchors(0, [0, 1])[0], torch.stack([weight.flatten(), 2 * weight.flatten()]))
+    assert_close(rows(made, [0, 1]), torch.stack([weight.flatten(), 2 * weight.flatten()]))
 
 
-def test_sampled_beside_a_held_copy_the_anchor_is_in_every_row() -> None:
-    made = course(network(), squared_error, DATA, states(), sampled="squared_distance_to_anchor")
-    plain, sampled = made.anchors(0, [0, 1])
-    assert_close(sampled, torch.cat([plain, plain], 1), rtol=0, atol=0)
-    assert made.target.mask is not None
-    assert int(made.target.mask.sum()) == made.plain.d == 26
-    loss = made.target.loss(made.target.module, DATA)
-    assert loss.tolist() == [0.0] * 20
+class Rotating(nn.Module):
+    """No stack: its outputs are tokens."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.inner = network(seed)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(torch.stack([inputs, inputs.roll(1, -1)], 1))
+
+
+@pytest.mark.parametrize("make", [network, Rotating], ids=["stack", "other"])
+@pytest.mark.parametrize("name", ["squared_distance_to_anchor", "kl_to_anchor"])
+def test_each_chain_is_compared_with_the_outputs_of_its_own_anchor(make, name: str) -> None:
+    modules = {step: make(step) for step in range(3)}
+    made = course(
+        make(0), _own, DATA, {step: module.state_dict() for step, module in modules.items()}, sampled=name
+    )
+    assert made.together
+    group, preset = made.group(0, [1, 2]), PRESETS[name]
+    assert group.anchors is not None and isinstance(preset, AnchorLoss)
+    anchors = group.anchors.repeat_interleave(2, 0)
+    places = anchors + 0.1 * torch.randn(4, 26, generator=generator(5))
+    drawn = torch.randint(20, (4, 6), generator=generator(6))
+    for numbers in (drawn, drawn[:1]):
+        inputs = DATA[0][numbers]
+        losses, slopes = group.gradient(2)(places, (inputs, numbers))
+        for chain, step in enumerate((1, 1, 2, 2)):
+            mine = inputs[min(chain, len(inputs) - 1)]
+            before, moved = modules[step](mine).detach(), make(0)
+            torch.nn.utils.vector_to_parameters(places[chain], moved.parameters())
+            value = preset.of(moved(mine), before).mean()
+            expected = torch.autograd.grad(value, list(moved.parameters()))
+            assert_close(losses[chain], value.detach(), rtol=1e-4, atol=1e-6)
+            assert_close(slopes[chain], torch.cat([s.flatten() for s in expected]), rtol=1e-3, atol=1e-5)
+    assert_close(group.gradient(1)(group.anchors, (inputs, numbers))[0], torch.zeros(2), rtol=0, atol=1e-6)
+    assert [part.tolist() for part in group.standing(9.0)] == [[0, 0], [0, 0]]
+
+
+def _own(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return module(batch[0]).square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("limit", ["LARGE", "KEPT"])
+def test_what_is_too_large_to_be_batched_is_walked_alone_and_the_numbers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    settings: dict[str, Any] = {"chains": 3, "draws": 12, "burn_in": 3, "batch_size": 5, "window": 1}
+    settings |= {"step_size": 1e-3, "sampled": "squared_distance_to_anchor"}
+    together = trajectory(network(), squared_error, DATA, states(), **settings).dataset
+    monkeypatch.setattr(checkpoints, limit, 10)
+    assert not course(network(), squared_error, DATA, states(), sampled=settings["sampled"]).together
+    alone = trajectory(network(), squared_error, DATA, states(), **settings).dataset
+    for name in ("llc", "llc_stderr", "loss", "llc_bias", "downhill"):
+        assert_close(
+            torch.from_numpy(alone[name].to_numpy()),
+            torch.from_numpy(together[name].to_numpy()),
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
 
 def test_what_is_watched_can_be_read_and_is_never_half_there(tmp_path: Path) -> None:
@@ -112,8 +175,8 @@ def test_what_is_watched_can_be_read_and_is_never_half_there(tmp_path: Path) -> 
             module[0].bias += 1
     made = course(network(3), squared_error, DATA, tmp_path / "run")
     assert made.steps == (0, 5, 10)
-    rows = made.anchors(0, [0, 1])[0]
-    assert_close(rows[1, 12:16] - rows[0, 12:16], torch.full((4,), 5.0))
+    first, second = rows(made, [0, 1])
+    assert_close(second[12:16] - first[12:16], torch.full((4,), 5.0))
     again = watch(module, tmp_path / "run", every=1)  # a training that goes on
     again.save(11)
     assert course(network(), squared_error, DATA, tmp_path / "run").steps == (0, 5, 10, 11)

@@ -26,6 +26,14 @@ STACKS = {
         nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.GELU(), nn.Linear(4, 2)
     ),
     "ends in an activation": lambda: seeded(nn.Linear(3, 2), nn.ReLU()),
+    "norms": lambda: seeded(
+        nn.LayerNorm(3, bias=False),
+        nn.Linear(3, 5),
+        nn.LayerNorm(5, eps=0.1),
+        nn.Tanh(),
+        nn.LayerNorm(5, elementwise_affine=False),
+        nn.Linear(5, 2),
+    ),
 }
 
 
@@ -54,11 +62,11 @@ def test_all_ways_give_what_autograd_gives_for_each_chain(name: str, loss) -> No
 
 def test_what_is_no_plain_stack_goes_the_general_way() -> None:
     data = (torch.randn(6, 3), torch.randn(6, 2))
-    with_norm = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    mixing = nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2))
     frozen = STACKS["tanh"]()
     frozen[0].bias.requires_grad_(False)
     mine = target(STACKS["linear"](), lambda module, batch: module(batch[0]).square().sum(1), data)
-    for made in (target(with_norm, squared_error, data), target(frozen, squared_error, data), mine):
+    for made in (target(mixing, squared_error, data), target(frozen, squared_error, data), mine):
         assert isinstance(gradient_of(made), Functional)
     losses, gradients = gradient_of(target(frozen, squared_error, data))(
         target(frozen, squared_error, data).anchor()[None], tuple(part[None] for part in data)
@@ -95,12 +103,10 @@ def test_what_cannot_be_batched_or_is_large_goes_one_chain_after_the_other(
 
     assert isinstance(gradient_of(target(Deciding(), total, data)), Sequential)
     assert isinstance(gradient_of(target(make_tiny_llama(), None, ids)), Sequential)
-    with_norm = target(
-        nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), squared_error, (data, torch.randn(6, 4))
-    )
-    assert isinstance(gradient_of(with_norm), Functional)
+    mixing = target(nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1)), squared_error, (data, torch.randn(6, 4)))
+    assert isinstance(gradient_of(mixing), Functional)
     monkeypatch.setattr(gradients_module, "LARGE", 10)
-    assert isinstance(gradient_of(with_norm), Sequential)
+    assert isinstance(gradient_of(mixing), Sequential)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -172,8 +178,9 @@ def test_a_linear_network_needs_no_more_rows_than_it_has_inputs_and_outputs() ->
     )
     for one, other in zip(few, all_of_it, strict=True):
         assert_close(one, other, rtol=1e-5, atol=1e-5)
-    for module, loss in ((STACKS["one layer"](), squared_error), (STACKS["tanh"](), squared_error)):
-        assert len(everything(target(module, loss, data))[0][0]) == 90
+    normed = seeded(nn.Linear(3, 2, bias=False), nn.LayerNorm(2, elementwise_affine=False))
+    for module in (STACKS["one layer"](), STACKS["tanh"](), normed):
+        assert len(everything(target(module, squared_error, data))[0][0]) == 90
     assert (
         len(everything(target(STACKS["linear"](), cross_entropy, (data[0], data[1].argmax(1))))[0][0]) == 90
     )

@@ -1,7 +1,8 @@
 """Random numbers for chains: every chain has its own streams, whoever it walks with.
 
 Numbers are drawn a block of steps at a time, since a call of a generator costs as much as a few hundred numbers. How
-long a block is depends on the size of a step alone, so that a chain sees the same numbers in every company.
+long a block is depends on the size of a step alone, so that a chain sees the same numbers in every company. For
+chains of equal seeds they are drawn once.
 """
 
 from collections.abc import Sequence
@@ -24,25 +25,34 @@ class Streams:
     """
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
+        first = {seed: chain for chain, seed in reversed(list(enumerate(seeds)))}
+        self._drawing = sorted(first.values())
+        place = {seeds[chain]: place for place, chain in enumerate(self._drawing)}
+        which = torch.tensor([place[seed] for seed in seeds], device=like.device)
+        self._which = which if len(place) < len(seeds) else None
         words = np.stack([SeedSequence(seed).generate_state(3, np.uint64) for seed in seeds])
         self._noise, self._batches, self._coins = (
             [torch.Generator(like.device).manual_seed(int(word) & (2**63 - 1)) for word in column]
             for column in words.T
         )
         self._steps = max(1, BLOCK // like.shape[-1])
-        self._block = like.new_empty(len(seeds), self._steps, like.shape[-1])
+        self._block = like.new_empty(len(place), self._steps, like.shape[-1])
         self._used = self._steps
-        self._rows = torch.empty(len(seeds), 0, 0, dtype=torch.int64, device=like.device)
+        self._rows = torch.empty(len(place), 0, 0, dtype=torch.int64, device=like.device)
         self._rows_used = 0
 
     def noise(self) -> Tensor:
         """Draw standard normal noise for one step, (chain, d); good until the next call."""
         if self._used == self._steps:
-            for block, generator in zip(self._block, self._noise, strict=True):
-                block.normal_(generator=generator)
+            for block, chain in zip(self._block, self._drawing, strict=True):
+                block.normal_(generator=self._noise[chain])
             self._used = 0
         self._used += 1
-        return self._block[:, self._used - 1]
+        return self._for_all(self._block[:, self._used - 1])
+
+    def _for_all(self, drawn: Tensor) -> Tensor:
+        """Hand what was drawn to every chain of a seed, (chain, ...)."""
+        return drawn if self._which is None else drawn.index_select(0, self._which)
 
     def fill(self, chain: int, part: Tensor) -> None:
         """Draw the next part of one chain's noise in place, for a step that is gone through in parts.
@@ -56,15 +66,19 @@ class Streams:
         if self._rows_used == self._rows.shape[1]:
             shape = (max(1, BLOCK // batch_size), batch_size)
             self._rows = torch.stack(
-                [torch.randint(n, shape, generator=each, device=self._block.device) for each in self._batches]
+                [
+                    torch.randint(n, shape, generator=self._batches[chain], device=self._block.device)
+                    for chain in self._drawing
+                ]
             )
             self._rows_used = 0
         self._rows_used += 1
-        return self._rows[:, self._rows_used - 1]
+        return self._for_all(self._rows[:, self._rows_used - 1])
 
     def coins(self, width: int, *, normal: bool = False) -> Tensor:
         """Draw uniform numbers in [0, 1), or standard normal ones, for each chain, (chain, width)."""
-        drawn = self._block.new_empty(len(self._coins), width)
-        for row, generator in zip(drawn, self._coins, strict=True):
+        drawn = self._block.new_empty(len(self._drawing), width)
+        for row, chain in zip(drawn, self._drawing, strict=True):
+            generator = self._coins[chain]
             row.normal_(generator=generator) if normal else row.uniform_(generator=generator)
-        return drawn
+        return self._for_all(drawn)

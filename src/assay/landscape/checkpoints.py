@@ -20,7 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from assay.errors import BadInput
-from assay.landscape.losses import AnchorLoss, Batch, Loss, find_loss, outputs_of
+from assay.landscape.anchored import Group
+from assay.landscape.gradients import LARGE, is_mapped, is_stack
+from assay.landscape.losses import (
+    AnchorLoss,
+    Loss,
+    OutputLoss,
+    find_loss,
+    outputs_of,
+    squared_distance_to_anchor,
+    squared_error,
+)
 from assay.landscape.target import Data, Target, target
 from assay.models.model import Model
 
@@ -29,6 +39,8 @@ Source = str | Path | Mapping[int, State]
 """Where one run's checkpoints are: a folder, or step -> weights by name."""
 LIST = "checkpoints.json"
 """What `assay.watch` lists its files in: {"files": {name: bytes}}."""
+KEPT = 2**25
+"""Bytes of the outputs of one checkpoint up to which several are walked together in a loss to the anchor."""
 _NUMBER = re.compile(r"(?:^|\D)(\d+)$")
 
 
@@ -39,11 +51,11 @@ class Course:
     Attributes:
         plain: the module at the first checkpoint, the loss whose curve is drawn, and the data.
         sampled: the loss that is sampled, as it was given; None where it is the same.
-        target: what is sampled: `plain`, or where that is a loss to the anchor, the module beside a copy that is held.
+        target: what is sampled, at the first checkpoint.
         steps: of training, ascending; those of every run.
         runs: for each run, the checkpoint of each step: a file, or weights.
         digest: hash of all weights.
-        together: whether checkpoints differ in sampled weights alone, so that they can be walked together.
+        together: whether checkpoints differ in sampled weights alone and can be batched, so that they walk together.
     """
 
     plain: Target
@@ -78,33 +90,24 @@ class Course:
         """Hash of the weights of every checkpoint, and of the mask."""
         return self.digest
 
-    def at(self, run: int, place: int) -> tuple[Target, Target]:
-        """Give `plain` and `target` as they were at a step (by its place) of a run, buffers included."""
-        plain = replace(self.plain, module=_loaded(self.plain.module, self._weights(run, place)))
-        return plain, _sampled(plain, self.sampled)
+    def group(self, run: int, places: Sequence[int]) -> Group:
+        """Give the checkpoints of a run at some steps (by their places), ready to be walked as one.
 
-    def anchors(self, run: int, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give the weights of `plain` and of `target` at steps (by their places) of a run, both (place, d)."""
-        rows: list[Tensor] = []
-        for place in places:
-            weights = self._weights(run, place)
-            rows.append(torch.cat([weights[name].flatten() for name in self.plain.parameters]))
-        plain = torch.stack(rows).to(self.device)
-        return plain, plain.repeat(1, self.target.d // self.plain.d)
+        Where they cannot be walked together there has to be one place; buffers are then taken along.
+        """
+        compared = isinstance(self.sampled, AnchorLoss)
+        if self.together:
+            rows = [
+                torch.cat([weights[name].flatten() for name in self.plain.parameters])
+                for weights in (self._weights(run, place) for place in places)
+            ]
+            return Group(self.plain, self.target, torch.stack(rows).to(self.device), compared)
+        (place,) = places
+        plain = replace(self.plain, module=_loaded(self.plain.module, self._weights(run, place)))
+        return Group(plain, _alone(plain, self.sampled), None, compared)
 
     def _weights(self, run: int, place: int) -> State:
         return _fitted(self.plain.module, self.runs[run][place], self.steps[place])
-
-
-class Beside(nn.Module):
-    """A module and a copy of it that is held, so that a loss to the anchor is a loss of these two.
-
-    The anchor's weights are then part of the flat vector of every chain, and chains of many anchors walk together.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.free, self.held = module, copy.deepcopy(module)
 
 
 def course(
@@ -151,8 +154,9 @@ def course(
     there = replace(module, module=first) if isinstance(module, Model) else first
     plain = target(there, loss, data, mask=mask, source=source)
     found = None if sampled is None else find_loss(sampled)
-    digest, together = _survey(plain, runs)
-    made = _sampled(plain, found)
+    digest, alike = _survey(plain, runs)
+    together = alike and _walk_together(plain, found)
+    made = _shared(plain, found) if together else _alone(plain, found)
     return Course(plain, found, made, steps, tuple(tuple(run.values()) for run in runs), digest, together)
 
 
@@ -173,24 +177,35 @@ def _survey(plain: Target, runs: Sequence[Mapping[int, Path | State]]) -> tuple[
     return digest.hexdigest(), together
 
 
-def _sampled(plain: Target, loss: Loss | None) -> Target:
-    """Give what is sampled at `plain`'s weights."""
+def _alone(plain: Target, loss: Loss | None) -> Target:
+    """Give what is sampled at the weights of `plain`, where it is the only checkpoint."""
     if not isinstance(loss, AnchorLoss):
         return plain if loss is None else replace(plain, loss=loss)
-    compare = loss.of
+    mask = None if plain.mask is None else plain.named(plain.mask)
+    return target(plain.module, loss, plain.data, mask=mask, source=plain.source)
 
-    def between(module: nn.Module, batch: Batch) -> Tensor:
-        held = outputs_of(module.get_submodule("held"), batch[0]).detach()
-        return compare(outputs_of(module.get_submodule("free"), batch[0]), held)
 
-    beside = Beside(plain.module)
-    moves = torch.ones(plain.d, dtype=torch.bool, device=plain.device) if plain.mask is None else plain.mask
-    mask = {
-        f"{part}.{name}": value & (part == "free")
-        for part in ("free", "held")
-        for name, value in plain.named(moves).items()
-    }
-    return target(beside, between, plain.data, mask=mask, source=plain.source)
+def _shared(plain: Target, loss: Loss | None) -> Target:
+    """Give what is sampled where checkpoints are walked together; examples are numbered for losses to the anchor."""
+    if not isinstance(loss, AnchorLoss):
+        return _alone(plain, loss)
+    numbers = torch.arange(plain.n, device=plain.device)
+    given = plain.given or plain.data
+    made = replace(plain, loss=OutputLoss(loss.of), data=(plain.data[0], numbers), given=given)
+    # the same of a stack's outputs, and differentiated by hand
+    by_hand = loss is squared_distance_to_anchor and is_stack(made)
+    return replace(made, loss=squared_error) if by_hand else made
+
+
+def _walk_together(plain: Target, loss: Loss | None) -> bool:
+    """Tell whether chains at several weights can be batched, with what they are compared with in memory."""
+    if plain.d >= LARGE or not is_mapped(plain):
+        return False
+    with torch.no_grad(), plain.evaluating():
+        first = (
+            outputs_of(plain.module, plain.data[0][:1]) if isinstance(loss, AnchorLoss) else torch.empty(0)
+        )
+    return first.numel() * first.element_size() * plain.n <= KEPT
 
 
 def _separate(checkpoints: Source | Sequence[Source]) -> Sequence[Source]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from assay.landscape.chains import Chains
-from assay.landscape.gradients import everything, gradient_of
+from assay.landscape.gradients import Gradient, everything, gradient_of
 from assay.landscape.samplers.mala import log_ratio
 from assay.landscape.samplers.sampler import Point
 from assay.landscape.samplers.sgld import moved
@@ -22,11 +22,12 @@ class Probe:
     Args:
         target: what is sampled.
         chains: their temperatures, localizations, masks and anchors.
+        gradient: how losses and gradients are computed; the fastest way that serves when not given.
     """
 
-    def __init__(self, target: Target, chains: Chains) -> None:
+    def __init__(self, target: Target, chains: Chains, gradient: Gradient | None = None) -> None:
         here = target.anchor()
-        self._target, self._gradient, self._masks = target, gradient_of(target), chains.masks
+        self._target, self._gradient, self._masks = target, gradient or gradient_of(target), chains.masks
         self._anchors = here[None] if chains.anchors is None else chains.anchors.to(here)
         self._n_beta, self._gamma = (part.to(here)[:, None] for part in (chains.n_beta, chains.localization))
         if chains.batch_size is None:

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from assay.errors import BadInput
 from assay.estimates.checks import Check
-from assay.landscape.anchors import downhill, losses
+from assay.landscape.anchored import Group
 from assay.landscape.chains import Chains, walk
 from assay.landscape.checkpoints import Course, Source, course
 from assay.landscape.estimators import NUMBERS, summary
 from assay.landscape.losses import Loss, loss_name
 from assay.landscape.probe import Probe
 from assay.landscape.samplers import sampler_of
-from assay.landscape.target import Data, Target
+from assay.landscape.target import Data
 from assay.landscape.trajectory_checks import judge
 from assay.landscape.transitions import transitions
 from assay.landscape.walks import bias_of_loss
@@ -160,41 +160,42 @@ class Trajectory(Measurement):
 
     def _curvature(self, model: Course, unit: Unit) -> Tensor:
         """Give the largest curvature of the potential at a group of checkpoints."""
-        run, places = unit.detail["run"], range(unit.detail["start"], unit.detail["stop"])
-        here = model.target if model.together else model.at(run, places[0])[1]
-        chains = self._chains(model, here, model.anchors(run, places)[1], 0.0, 1)
-        return Probe(here, chains).curvature(rounds=ROUNDS).max()
+        group, places = self._group(model, unit)
+        chains = self._chains(model, group, places, 0.0, 1)
+        return Probe(group.target, chains, group.gradient(1)).curvature(rounds=ROUNDS).max()
 
-    def _chains(self, model: Course, here: Target, anchors: Tensor, step_size: float, each: int) -> Chains:
+    def _group(self, model: Course, unit: Unit) -> tuple[Group, int]:
+        places = range(unit.detail["start"], unit.detail["stop"])
+        return model.group(unit.detail["run"], places), len(places)
+
+    def _chains(self, model: Course, group: Group, places: int, step_size: float, each: int) -> Chains:
         """Give so many chains for each anchor; a chain has the same seed at every one."""
-        count = len(anchors) * each
+        count, here = places * each, group.target
         seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(each)]
         epsilon, beta, gamma = (
             torch.full((count,), value, dtype=torch.float64)
             for value in (step_size, self.temperature(model), self.localization)
         )
         masks = None if here.mask is None else here.mask[None]
-        rows = anchors.repeat_interleave(each, 0)
-        return Chains(tuple(seeds * len(anchors)), epsilon, beta, gamma, masks, self.batch_size, rows)
+        anchors = None if group.anchors is None else group.anchors.repeat_interleave(each, 0)
+        return Chains(tuple(seeds * places), epsilon, beta, gamma, masks, self.batch_size, anchors)
 
     def measure(self, model: Course, unit: Unit, shared: float) -> Pieces:
         """Walk all chains of a group of checkpoints."""
-        run, places = unit.detail["run"], range(unit.detail["start"], unit.detail["stop"])
-        plain, here = (model.plain, model.target) if model.together else model.at(run, places[0])
-        bare, anchors = model.anchors(run, places)
+        group, places = self._group(model, unit)
         n_beta, sampler = self.temperature(model), sampler_of(self.sampler)
-        baseline = losses(here, anchors).cpu()
-        chains = self._chains(model, here, anchors, shared, self.chains)
-        traces = walk(here, chains, self.burn_in + self.draws, sampler)
-        shape = (len(places), self.chains, -1)
-        excess = (n_beta * (traces.loss.cpu().view(shape) - baseline[:, None, None])).numpy()
+        baseline, downhill = group.standing(n_beta)
+        chains = self._chains(model, group, places, shared, self.chains)
+        traces = walk(group.target, chains, self.burn_in + self.draws, sampler, group.gradient(self.chains))
+        shape = (places, self.chains, -1)
+        excess = (n_beta * (traces.loss.cpu().view(shape) - baseline.cpu()[:, None, None])).numpy()
         falls_on_loss = bias_of_loss(traces, chains, sampler).cpu().view(shape)[..., self.burn_in :]
         bias = falls_on_loss.mean(-1).clamp_min(0).numpy()
         estimates = [self._estimate(each, added) for each, added in zip(excess, bias, strict=True)]
         return {
-            "loss": losses(plain, bare),
-            "step_size": torch.full((len(places),), shared, dtype=torch.float64),
-            "downhill": downhill(here, anchors, n_beta),
+            "loss": group.curve(),
+            "step_size": torch.full((places,), shared, dtype=torch.float64),
+            "downhill": downhill,
             "distance": traces.distance.cpu().view(shape)[..., -1],
             **{name: torch.stack([each[name] for each in estimates]) for name in estimates[0]},
         }
