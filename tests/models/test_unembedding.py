@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import BadInput
+from assay.models.blocks import Blocks
 from assay.models.loading import wrap
-from assay.models.unembedding import Candidates, Kept, candidates, kept, unembedding_by
+from assay.models.unembedding import Candidates, Kept, Unembedding, candidates, kept, unembedding_by
 from families import FAMILIES
 
 ROWS, WIDTH, VOCABULARY = 300, 32, 640  # more rows than are rescored at once
@@ -96,3 +97,39 @@ def test_the_unembedding_comes_back() -> None:
 def test_a_number_of_candidates_that_cannot_serve_is_refused(count: int) -> None:
     with pytest.raises(BadInput, match=f"candidates={count}: take more than the 5 top tokens"):
         candidates(wrap(FAMILIES["llama"].build()), count, 5)
+
+
+def resids(seed: int) -> Tensor:
+    return torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "linear"),
+    [("llama", True), ("gpt2", True), ("gptj", True), ("gemma2", False), ("granite", False)],
+)  # a bias; soft caps; a scale
+def test_changes_of_states_map_to_those_of_logits(kind: str, linear: bool) -> None:
+    blocks = Blocks(wrap(FAMILIES[kind].build()))
+    found = Unembedding.of(blocks, resids(1)[:2])
+    assert (found.linear is not None) == linear
+    before, after = blocks.readout(resids(1)), blocks.readout(resids(2))
+    changes = found.states(resids(2)) - found.states(resids(1))
+    assert torch.equal(blocks.readout(resids(1)), before)  # the unembedding has come back
+    whole = before.clone()
+    for start in range(0, whole.shape[1], 40):
+        part = whole[:, start : start + 40].contiguous()
+        with torch.no_grad():
+            found.add_changes(part, changes, start)
+        whole[:, start : start + 40] = part
+    torch.testing.assert_close(whole, after, rtol=0, atol=1e-5 * float(after.abs().max()))
+    p = before.softmax(-1)
+    with torch.no_grad():
+        mean = (changes * found.mean_map(p)).sum(-1)
+    torch.testing.assert_close(mean, (p * (after - before)).sum(-1), rtol=0, atol=1e-5)
+
+
+def test_what_hooks_do_to_the_logits_is_not_passed_by() -> None:
+    model = wrap(FAMILIES["llama"].build())
+    handle = model.parts.unembed.register_forward_hook(lambda _, __, output: 2 * output)
+    assert Unembedding.of(Blocks(model), resids(1)).linear is None
+    handle.remove()
+    assert Unembedding.of(Blocks(model), resids(1)).linear is model.parts.unembed

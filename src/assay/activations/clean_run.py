@@ -1,8 +1,15 @@
-"""A recorded run on a data set, and how far edited runs are from it: loss, KL, agreement, logit difference.
+r"""A recorded run on a data set, and how far edited runs are from it: loss, KL, agreement, logit difference.
 
-One pass over the logits, a few positions at a time, so that they are read while they are still in the processor's
-cache: KL(clean || edited) is the mean of the logits' difference under the clean distribution plus the difference of the
-normalisers, so that the edited distribution itself is never written down.
+Logits are a linear map :math:`W` of the states that the unembedding is given, so that those of an edited run differ
+from the clean ones by the image of how the states differ, :math:`\Delta z = W \Delta x`. With :math:`p` the clean
+distribution,
+
+.. math:: t = \log p + \Delta z - \mathbf{E}_p \Delta z, \qquad \mathrm{KL}(p \,\|\, \tilde p) = \log \sum_v e^{t_v},
+          \qquad \log \tilde p = t - \mathrm{KL}
+
+where the mean change is the inner product of :math:`\Delta x` with the clean run's mean row of :math:`W`, taken once.
+Nothing large is subtracted from anything large: rounding goes with the change, not with the logits. The vocabulary is
+gone through slice by slice, so that what is read of a row is still in the processor's cache and no row is kept whole.
 """
 
 from dataclasses import dataclass, replace
@@ -10,12 +17,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from assay.models.partial import Recording
+from assay.models.partial import Recording, StreamMetric
+from assay.models.unembedding import Unembedding
 
 METRICS = ("loss_difference", "kl_from_clean", "top1_agreement", "logit_difference")
 TESTED = ("loss_difference", "logit_difference")
 """The metrics that are zero on average where an edit does nothing; the others cannot fall on both sides."""
-POSITIONS_AT_ONCE = 16
+ROWS = 512
+"""Rows compared at once: fewer, and the unembedding's weights are read from memory too often."""
+SLICE = 1024
+"""Entries of the vocabulary on a processor, whose logits for that many rows stay in the second cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,38 +36,51 @@ class CleanRun:
     Attributes:
         recording: the run.
         read: the positions that are compared; a loss is read at those that have a next token.
-        logits: there, (row x read, vocabulary), float32.
-        probabilities: likewise.
-        normaliser: log of the sum of the logits' exponentials, (row x read,).
-        first: the most probable token, (row x read,).
-        following: the next token, (row x read,); 0 at the last position.
-        foil: the most probable other token, (row x read,).
+        unembedding: from states to logits.
+        states: what is unembedded there, (row x read, width).
+        mean_map: from changes of the states to the mean change of a logit, (row x read, width).
+        log_probabilities: (row x read, vocabulary).
+        tokens: the most probable one, the next (0 at the last position), and the most probable one besides the next,
+            (row x read, 3).
         loss: mean negative log-probability of the next token, (row,), nats.
     """
 
     recording: Recording
     read: tuple[int, ...]
-    logits: Tensor
-    probabilities: Tensor
-    normaliser: Tensor
-    first: Tensor
-    following: Tensor
-    foil: Tensor
+    unembedding: Unembedding
+    states: Tensor
+    mean_map: Tensor
+    log_probabilities: Tensor
+    tokens: Tensor
     loss: Tensor
 
     @classmethod
+    @torch.no_grad()
     def of(cls, recording: Recording, read: tuple[int, ...] | None = None) -> "CleanRun":
-        """Read the logits of a run, at every position by default."""
+        """Read a run, at every position by default."""
         rows, length = recording.ids.shape
         read = tuple(range(length)) if read is None else read
-        logits = recording.readout(recording.resid[-1][:, list(read)].flatten(0, 1)).float()
-        normaliser, first = logits.logsumexp(-1), logits.argmax(-1)
+        resid = recording.resid[-1][:, list(read)].flatten(0, 1)
         following = recording.ids.roll(-1, dims=1)[:, list(read)].flatten()
-        foil = logits.scatter(-1, following[:, None], -torch.inf).argmax(-1)
-        loss = normaliser - logits.gather(-1, following[:, None])[:, 0]
-        mean = loss.view(rows, -1)[:, _followed(read, length)].mean(-1)
-        probabilities = (logits - normaliser[:, None]).exp()
-        return cls(recording, read, logits, probabilities, normaliser, first, following, foil, mean)
+        unembedding = Unembedding.of(recording.blocks, resid[-2:])
+        mean_map, logs, tokens = [], [], []
+        for start in range(0, len(resid), ROWS):
+            here = slice(start, start + ROWS)
+            log = log_probabilities(recording.readout(resid[here]))
+            first = log.argmax(-1)
+            foil = log.scatter(-1, following[here, None], -torch.inf).argmax(-1)
+            probabilities = log.exp()
+            excess = probabilities.sum(
+                -1, keepdim=True
+            )  # 1, but for the rounding of the softmax's own normaliser
+            mean_map.append(unembedding.mean_map(probabilities.div_(excess)))
+            log -= excess.log()
+            tokens.append(torch.stack([first, following[here], foil], -1))
+            logs.append(log)
+        every = torch.cat(logs)
+        loss = -every.gather(-1, following[:, None]).view(rows, -1)[:, _followed(read, length)].mean(-1)
+        states = unembedding.states(resid)
+        return cls(recording, read, unembedding, states, torch.cat(mean_map), every, torch.cat(tokens), loss)
 
     def rows(self, start: int, stop: int) -> "CleanRun":
         """The comparison for some of the rows."""
@@ -65,54 +89,72 @@ class CleanRun:
         return replace(
             self,
             recording=self.recording.rows(start, stop),
-            logits=self.logits[here],
-            probabilities=self.probabilities[here],
-            normaliser=self.normaliser[here],
-            first=self.first[here],
-            following=self.following[here],
-            foil=self.foil[here],
+            states=self.states[here],
+            mean_map=self.mean_map[here],
+            log_probabilities=self.log_probabilities[here],
+            tokens=self.tokens[here],
             loss=self.loss[start:stop],
         )
 
-    def measure(self, logits: Tensor) -> Tensor:
-        """The metrics of edited logits.
+    @property
+    def measure(self) -> StreamMetric:
+        """The metrics of edited runs, (variant, row, metric).
 
-        Args:
-            logits: at the positions that are read, (variant, row, read, vocabulary).
-
-        Returns:
-            (variant, row, metric): loss difference and KL(clean || edited) in nats, both means over positions; the
-            share of positions at which the most probable token is the same; the mean change of the next token's
-            logit minus its foil's.
+        Loss difference and KL(clean || edited) in nats, both means over positions; the share of positions at which the
+        most probable token is the same; the mean change of the next token's logit minus its foil's.
         """
+        return StreamMetric(self._measured)
+
+    @torch.no_grad()
+    def _measured(self, ends: Tensor) -> Tensor:
+        """(variant, row, metric) of what leaves the last block, (variant, row, read, d_model)."""
         rows, length = self.recording.ids.shape
-        flat = logits.flatten(1, 2)
-        pieces = [
-            torch.stack(
-                [self._compared(variant[start : start + POSITIONS_AT_ONCE], start) for variant in flat]
-            )
-            for start in range(0, flat.shape[1], POSITIONS_AT_ONCE)
-        ]
+        flat, pieces = ends.flatten(1, 2), []
+        for start in range(0, flat.shape[1], ROWS):
+            here = slice(start, min(start + ROWS, flat.shape[1]))
+            some = flat[:, here].split(max(1, ROWS // (here.stop - start)))
+            pieces.append(torch.cat([self._compared(variants, here) for variants in some]))
         found = torch.cat(pieces, 1).unflatten(1, (rows, -1))  # variant, row, read, metric
-        followed = _followed(self.read, length)
         means = found.mean(2)
-        means[..., [METRICS.index(metric) for metric in TESTED]] = found[:, :, followed][
-            ..., [METRICS.index(metric) for metric in TESTED]
-        ].mean(2)
+        tested = [METRICS.index(metric) for metric in TESTED]
+        means[..., tested] = found[:, :, _followed(self.read, length)][..., tested].mean(2)
         return means
 
-    def _compared(self, edited: Tensor, start: int) -> Tensor:
-        """The metrics at a few positions, (position, metric)."""
-        here = slice(start, start + len(edited))
-        edited, clean = edited.float(), self.logits[here]
-        top = edited.amax(-1)
-        normaliser = top + (edited - top[:, None]).exp_().sum(-1).log()
-        change, shift = edited - clean, normaliser - self.normaliser[here]
-        kl = (shift - torch.linalg.vecdot(change, self.probabilities[here])).clamp_min(0)
-        following, foil, first = (token[here, None] for token in (self.following, self.foil, self.first))
-        gained = change.gather(-1, following)[:, 0]
-        agree = (edited.gather(-1, first)[:, 0] >= top).float()
-        return torch.stack([shift - gained, kl, agree, gained - change.gather(-1, foil)[:, 0]], -1)
+    def _compared(self, ends: Tensor, here: slice) -> Tensor:
+        """The metrics at a few positions, (variant, position, metric)."""
+        states = self.unembedding.states(ends.flatten(0, 1)).unflatten(0, ends.shape[:2])
+        changes, clean = states - self.states[here], self.log_probabilities[here]
+        mean = torch.linalg.vecdot(changes, self.mean_map[here])[..., None]
+        tokens = self.tokens[here].expand(len(ends), -1, -1)
+        picked, total = changes.new_zeros(tokens.shape), changes.new_zeros(ends.shape[:2])
+        top = torch.full_like(total, -torch.inf)
+        width = SLICE if ends.device.type == "cpu" else clean.shape[1]
+        for start in range(0, clean.shape[1], width):
+            part = clean[:, start : start + width] - mean
+            self.unembedding.add_changes(part.flatten(0, 1), changes.flatten(0, 1), start)
+            place = tokens - start
+            inside = (place >= 0) & (place < part.shape[-1])
+            picked = torch.where(inside, part.gather(-1, place.clamp(0, part.shape[-1] - 1)), picked)
+            before, top = top, torch.maximum(top, part.amax(-1))
+            total = total * (before - top).exp_() + part.sub_(top[..., None]).exp_().sum(-1)
+        kl = top + total.log()
+        gained = picked - clean.gather(-1, self.tokens[here])
+        first, following, foil = 0, 1, 2
+        return torch.stack(
+            [
+                kl - gained[..., following],
+                kl.clamp_min(0),
+                (picked[..., first] >= top).to(kl),
+                gained[..., following] - gained[..., foil],
+            ],
+            -1,
+        )
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Logarithm of the softmax, in float32 or better, finite where a model masks entries with minus infinity."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(-1).clamp_min_(torch.finfo(logits.dtype).min)
 
 
 def _followed(read: tuple[int, ...], length: int) -> list[int]:

@@ -163,10 +163,10 @@ class LayerStages(Measurement):
         for start in range(0, len(resid), ROWS_AT_ONCE):
             here = slice(start, start + ROWS_AT_ONCE)
             logs = clean.recording.readout(resid[here]).float().log_softmax(-1)
-            final = clean.logits[here] - clean.normaliser[here, None]
+            final = clean.log_probabilities[here]
             entropy = -(logs.exp() * logs).sum(-1)
-            kl = (clean.probabilities[here] * (final - logs)).sum(-1).clamp_min(0)
-            found.append(torch.stack([entropy, kl, (logs.argmax(-1) == clean.first[here]).float()]))
+            kl = (final.exp() * (final - logs)).sum(-1).clamp_min(0)
+            found.append(torch.stack([entropy, kl, (logs.argmax(-1) == clean.tokens[here, 0]).float()]))
         return torch.cat(found, 1).mean(1)
 
 

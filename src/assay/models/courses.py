@@ -13,14 +13,14 @@ the same step take it in one batch. So leaving out each of L layers in turn cost
 Sources: Veit et al. 2016 (1605.06431); Lad et al. 2024 (2406.19384); Sun et al. 2024 (2407.09298).
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
 from assay.errors import BadInput
 from assay.models.blocks import BlockCall, PrefixCache, PrefixLayer
-from assay.models.partial import Recording, default_rows, measured
+from assay.models.partial import Metric, Recording, default_rows, measured
 
 Step = tuple[int, ...]
 Course = tuple[Step, ...]
@@ -46,7 +46,7 @@ def shared_end(course: Course, layers: int) -> int:
 def run_courses(
     recording: Recording,
     courses: Sequence[Course],
-    metric: Callable[[Tensor], Tensor],
+    metric: Metric,
     *,
     positions: Sequence[int] = (-1,),
     average: bool = False,
@@ -58,8 +58,9 @@ def run_courses(
     Args:
         recording: the run.
         courses: which steps, in which order; an empty course goes from the embedding to the readout.
-        metric: from logits (course, row, position, vocabulary) to any tensor (course, row, ...).
-        positions: the positions whose logits the metric reads.
+        metric: from logits (course, row, position, vocabulary) to any tensor (course, row, ...); or a
+            :class:`assay.models.partial.StreamMetric`.
+        positions: the positions that the metric reads.
         average: layers of a step are averaged, not added.
         max_rows: most rows (courses x recorded rows) in one pass; from free memory by default.
         afresh: take nothing but the embedding from the recorded run, to test what is otherwise taken.

@@ -16,6 +16,7 @@ way is recognised by a self-test on the recorded run, and served by full forward
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,15 +30,31 @@ from assay.models.intervention import Inputs, Wiring, forward
 from assay.models.model import Model
 from assay.models.variants import Planned, SiteEdit, Variant, edits_at, groups, planned
 
-__all__ = ["Recording", "SiteEdit", "Variant", "default_rows", "partial_forward", "record"]
+__all__ = ["Recording", "SiteEdit", "StreamMetric", "Variant", "default_rows", "partial_forward", "record"]
 
 MEMORY_BUDGET = 2**29
 """Bytes the rows of one pass may take by default; less where half of the free memory is less."""
+PROCESSOR_BUDGET = 2**27
+"""The same on a processor, where larger passes are slower: the system hands out their memory afresh each time."""
 READOUT_ROWS = 256
 UNCALLABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration)
 """What a block that leans on its model raises when it is called without it."""
 TOLERANCE = 2e-4
 """How far the self-test's residual stream may be from the recorded one, relative to a position's largest entry."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamMetric:
+    """A metric that is given residual vectors rather than logits, to unembed them in its own way.
+
+    Attributes:
+        of: from what leaves the last block, (variant, row, position, d_model), to any tensor (variant, row, ...).
+    """
+
+    of: Callable[[Tensor], Tensor]
+
+
+Metric: TypeAlias = "Callable[[Tensor], Tensor] | StreamMetric"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +138,7 @@ def record(
 def partial_forward(
     recording: Recording,
     variants: Sequence[Variant],
-    metric: Callable[[Tensor], Tensor],
+    metric: Metric,
     *,
     positions: Sequence[int] = (-1,),
     max_rows: int | None = None,
@@ -131,8 +148,9 @@ def partial_forward(
     Args:
         recording: the run every variant starts from.
         variants: what each variant replaces.
-        metric: from logits (variant, row, position, vocabulary) to any tensor (variant, row, ...).
-        positions: the positions whose logits the metric reads.
+        metric: from logits (variant, row, position, vocabulary) to any tensor (variant, row, ...); or a
+            :class:`StreamMetric`.
+        positions: the positions that the metric reads.
         max_rows: most rows (variants x recorded rows) in one pass; from free memory by default.
 
     Returns:
@@ -149,12 +167,15 @@ def partial_forward(
     read = [p % length for p in positions]
     plan = planned(variants, len(recording.resid) - 1, length)
     results: list[Tensor | None] = [None] * len(plan)
-    size = max_rows if max_rows is not None else default_rows(recording)
-    if size < rows:
-        raise BadInput(f"max_rows={size} does not hold one variant of the {rows} recorded rows")
+    if max_rows is not None and max_rows < rows:
+        raise BadInput(f"max_rows={max_rows} does not hold one variant of the {rows} recorded rows")
+
+    def at_once(start: int) -> int:
+        return (max_rows if max_rows is not None else default_rows(recording, length - start)) // rows
+
     run = _run_full if recording.fallback else _run_group
     with torch.no_grad():
-        for group in groups(plan, size // rows):
+        for group in groups(plan, at_once):
             with _memory_explained(len(group) * rows, rows):
                 values = run(recording, group, metric, read)
             for variant, value in zip(group, values, strict=True):
@@ -162,19 +183,27 @@ def partial_forward(
     return torch.stack([value for value in results if value is not None])
 
 
-def default_rows(recording: Recording) -> int:
-    """Rows of one pass that fit the budget, by what a row holds at its widest: neurons, keys and values."""
+def default_rows(recording: Recording, positions: int | None = None) -> int:
+    """Rows of one pass that fit the budget, by what a row holds at its widest: neurons, keys and values.
+
+    Args:
+        recording: the run.
+        positions: how many positions a row of the pass holds, from a prompt's end; ``None`` for all.
+
+    Returns:
+        Rows, at least those of one variant.
+    """
     resid, down = recording.resid[0], recording.blocks.model.parts.blocks[0].mlp_down
     weight = getattr(down, "weight", None)
     width = max(weight.shape) if isinstance(weight, Tensor) else 4 * resid.shape[-1]
     stored = sum(part.shape[1] * part.shape[-1] for part in recording.cache[0]) if recording.cache else 0
-    row = resid.shape[1] * (3 * width + 6 * resid.shape[-1] + 3 * stored) * resid.element_size()
-    return max(len(resid), min(MEMORY_BUDGET, free_memory(resid.device) // 2) // row)
+    held, length = positions or resid.shape[1], resid.shape[1]
+    row = (held * (3 * width + 6 * resid.shape[-1]) + length * 3 * stored) * resid.element_size()
+    budget = PROCESSOR_BUDGET if resid.device.type == "cpu" else MEMORY_BUDGET
+    return max(len(resid), min(budget, free_memory(resid.device) // 2) // row)
 
 
-def _run_group(
-    recording: Recording, group: list[Planned], metric: Callable[[Tensor], Tensor], read: list[int]
-) -> Tensor:
+def _run_group(recording: Recording, group: list[Planned], metric: Metric, read: list[int]) -> Tensor:
     start, layers = group[0].position, len(recording.resid) - 1
     calls = recording.blocks.calls(recording.ids[0, start:], start)
     resid = _run_blocks(recording, group, calls, _prefix(recording, start))
@@ -212,9 +241,7 @@ def _run_blocks(
     return resid
 
 
-def _run_full(
-    recording: Recording, group: list[Planned], metric: Callable[[Tensor], Tensor], read: list[int]
-) -> Tensor:
+def _run_full(recording: Recording, group: list[Planned], metric: Metric, read: list[int]) -> Tensor:
     """The same variants by full forwards, for families whose blocks cannot continue a prefix."""
     rows, layers = len(recording.ids), len(recording.resid) - 1
     edits: dict[str, Edit] = {"embed": _repeated(recording.embed, len(group))}
@@ -227,20 +254,23 @@ def _run_full(
     return measured(recording, captured[last][:, read], len(group), metric)
 
 
-def measured(recording: Recording, ends: Tensor, variants: int, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """The metric of the residual vectors that are read, unembedded a few rows at a time.
+def measured(recording: Recording, ends: Tensor, variants: int, metric: Metric) -> Tensor:
+    """The metric of the residual vectors that are read, unembedded a few rows at a time unless it does so itself.
 
     Args:
         recording: the run that the variants are of.
         ends: what leaves the last block, (variant x row, position, d_model).
         variants: how many.
-        metric: from logits (variant, row, position, vocabulary) to any tensor (variant, row, ...).
+        metric: from logits (variant, row, position, vocabulary) to any tensor (variant, row, ...); or a
+            :class:`StreamMetric`.
 
     Returns:
         The metric, (variant, row, ...).
     """
     rows, positions = len(recording.ids), ends.shape[1]
     ends = ends.view(variants, rows, positions, -1)
+    if isinstance(metric, StreamMetric):
+        return metric.of(ends)
     step = max(1, READOUT_ROWS // (rows * positions))
     pieces = []
     for begin in range(0, variants, step):

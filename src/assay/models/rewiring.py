@@ -12,7 +12,7 @@ difference it makes to the stream, in every family, whatever norms or factors st
 read the same stream side by side, a block is one reader and one source.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from assay.models.blocks import BlockCall
 from assay.models.courses import no_prefix, require_blocks
 from assay.models.intervention import Wiring
 from assay.models.model import Model
-from assay.models.partial import MEMORY_BUDGET, Recording, default_rows, measured
+from assay.models.partial import MEMORY_BUDGET, Metric, Recording, default_rows, measured
 
 
 def has_sublayers(model: Model) -> bool:
@@ -75,7 +75,7 @@ def run_rewired(
     recording: Recording,
     rewirings: Sequence[Rewiring],
     instead: Sequence[Tensor],
-    metric: Callable[[Tensor], Tensor],
+    metric: Metric,
     *,
     positions: Sequence[int] = (-1,),
     keep_first: bool = True,
@@ -87,8 +87,9 @@ def run_rewired(
         recording: a run recorded with :func:`middle_sites`.
         rewirings: who reads what.
         instead: what is read in place of each source, broadcastable to (row, pos, d_model).
-        metric: from logits (rewiring, row, position, vocabulary) to any tensor (rewiring, row, ...).
-        positions: the positions whose logits the metric reads.
+        metric: from logits (rewiring, row, position, vocabulary) to any tensor (rewiring, row, ...); or a
+            :class:`assay.models.partial.StreamMetric`.
+        positions: the positions that the metric reads.
         keep_first: position 0 is left as it is.
         max_rows: most rows in one pass; from free memory by default.
 

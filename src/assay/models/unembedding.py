@@ -9,6 +9,9 @@ find candidates, whose logits are then computed in float32. A row whose k-th lar
 the last candidate by :data:`SAFE` times the largest error seen among its candidates is unembedded in float32
 altogether, so the k largest are those of float32. The other logits keep bfloat16's error, about 2^-8 of their size:
 sums over the vocabulary (normaliser, entropy) are that exact.
+
+`Unembedding` is the map from residual vectors to logits taken apart, for what compares runs: how the logits change is
+the image of how the states before the unembedding change, and can be read a few entries of the vocabulary at a time.
 """
 
 from collections.abc import Callable, Generator
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from assay.errors import BadInput
+from assay.models.blocks import Blocks
 from assay.models.model import Model
 
 SAFE = 4.0
@@ -150,3 +154,93 @@ def unembedding_by(found: Kept | Candidates | None) -> Generator[None]:
         yield
     finally:
         found.unembed.__dict__.pop("forward", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """States, and the linear map from their changes to those of the logits.
+
+    Where a model's logits are its unembedding of a state and nothing more, states are what the unembedding is given. In
+    families that do more (soft caps, scales), and where it is no plain linear layer, they are the logits themselves,
+    and the map is the identity.
+
+    Attributes:
+        blocks: the decoder's blocks, which know its readout.
+        linear: the unembedding; ``None`` where the map is the identity.
+    """
+
+    blocks: Blocks
+    linear: nn.Linear | None
+
+    @classmethod
+    def of(cls, blocks: Blocks, resid: Tensor) -> "Unembedding":
+        """Find out from a few residual vectors, (row, d_model), whether a model's logits are only its unembedding's."""
+        unembed = blocks.model.parts.unembed
+        if type(unembed) is not nn.Linear:  # a class of its own may do more than multiply
+            return cls(blocks, None)
+        given: list[Tensor] = []
+        handle = unembed.register_forward_hook(lambda _, args, __: given.append(args[0]))
+        try:
+            logits = blocks.readout(resid)
+        finally:
+            handle.remove()
+        if len(given) != 1:
+            return cls(blocks, None)
+        plain = functional.linear(given[0], unembed.weight, unembed.bias).view_as(logits).to(logits)
+        return cls(blocks, unembed if torch.equal(plain, logits) else None)
+
+    def states(self, resid: Tensor) -> Tensor:
+        """States of residual vectors leaving the last block.
+
+        Args:
+            resid: residual vectors, (row, d_model).
+
+        Returns:
+            States, (row, width), in float32 or better.
+        """
+        if self.linear is None:
+            logits = self.blocks.readout(resid)
+            # a logit that the model masks with minus infinity has no probability; its change is nothing, not NaN
+            return logits.to(_precise(logits)).clamp(min=torch.finfo(logits.dtype).min)
+        held: list[Tensor] = []
+        size = self.linear.out_features
+
+        def hold(states: Tensor) -> Tensor:
+            held.append(states)
+            return states.new_zeros(1).expand(*states.shape[:-1], size)
+
+        try:
+            self.linear.forward = hold
+            self.blocks.readout(resid)
+        finally:
+            self.linear.__dict__.pop("forward", None)
+        return held[0].view(len(resid), -1).to(_precise(held[0]))
+
+    def add_changes(self, logits: Tensor, changes: Tensor, start: int) -> None:
+        """Add the changes of some logits, in place.
+
+        Args:
+            logits: what they are added to, (row, entry), contiguous.
+            changes: of the states, (row, width).
+            start: the first of the vocabulary's entries.
+        """
+        stop = start + logits.shape[1]
+        if self.linear is None:
+            logits += changes[:, start:stop]
+        else:
+            logits.addmm_(changes, self.linear.weight[start:stop].T.to(changes))
+
+    def mean_map(self, probabilities: Tensor) -> Tensor:
+        """What maps a change of the state to the mean change of a logit.
+
+        Args:
+            probabilities: of the vocabulary, (row, vocabulary).
+
+        Returns:
+            (row, width); its inner product with a change of the state is that mean.
+        """
+        return probabilities if self.linear is None else probabilities @ self.linear.weight.to(probabilities)
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

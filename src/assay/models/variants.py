@@ -116,12 +116,21 @@ def _placed(edit: SiteEdit, index: int, layers: int, length: int) -> PlacedEdit:
     return PlacedEdit(name, layer, edit.positions and tuple(p % length for p in edit.positions), edit)
 
 
-def groups(variants: Sequence[Planned], size: int) -> list[list[Planned]]:
-    """Variants that share a first position, shallowest first, at most ``size`` at a time."""
+def groups(variants: Sequence[Planned], at_once: Callable[[int], int]) -> list[list[Planned]]:
+    """Variants that share a first position, shallowest first.
+
+    Args:
+        variants: all of them.
+        at_once: from a first position to the most variants of a group.
+
+    Returns:
+        The groups.
+    """
     ordered = sorted(variants, key=lambda variant: (variant.position, variant.layer))
     found: list[list[Planned]] = []
     for variant in ordered:
-        if found and found[-1][0].position == variant.position and len(found[-1]) < size:
+        here = variant.position
+        if found and found[-1][0].position == here and len(found[-1]) < at_once(here):
             found[-1].append(variant)
         else:
             found.append([variant])
