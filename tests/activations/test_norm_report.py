@@ -1,5 +1,6 @@
 """The norm report against distributions compared by hand, on models whose truth is known, and refused."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,14 @@ def test_a_loader_that_ignores_epsilon_is_detected(tmp_path: Any) -> None:
     assert check.verdict == "fail" and "switched on again" in check.remedy
 
 
+def test_an_epsilon_that_was_lost_is_detected_by_the_weights_it_leaves(tmp_path: Any) -> None:
+    assay.norms.export(scale(wrap(FAMILIES["llama"].build()), INPUTS, special=()), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-6}))
+    check = next(c for c in report(assay.load(tmp_path), ways=["fold"]).checks if c.code == "M107")
+    assert check.verdict == "fail" and "was lost" in check.remedy
+
+
 def test_an_exact_way_that_is_not_is_reported() -> None:
     dataset = report(wrap(FAMILIES["gpt2"].build()), ways=["fold"]).dataset
     dataset["exact"][0] = False
@@ -159,7 +168,8 @@ def test_logits_that_are_not_finite_are_said_and_not_counted() -> None:
 
 
 def test_one_input_has_no_interval_and_settings_round_trip() -> None:
-    found = report(wrap(FAMILIES["llama"].build()), INPUTS[0], ways=["fold"], baseline=False, by_kind=False)
+    found = report(wrap(FAMILIES["llama"].build()), INPUTS[0], baseline=False, by_kind=False)
+    assert list(found.dataset["way"].values) == [way for way in WAYS if way != "freeze_elsewhere"]
     assert "baseline_kl_from_original" not in found.dataset
     assert np.isnan(found.dataset["kl_from_original_low"]).all()
     assert from_settings("norm_report", settings(found.measurement)) == found.measurement
@@ -170,7 +180,7 @@ def test_one_input_has_no_interval_and_settings_round_trip() -> None:
     [
         ({"inputs": []}, "no prompt was given"),
         ({"inputs": [[3, 4, 5], [3, 4]]}, r"the inputs have \[2, 3\] tokens"),
-        ({"inputs": INPUTS[:1]}, "there is one input only"),
+        ({"inputs": INPUTS[:1], "ways": ["freeze_elsewhere"]}, "there is one input only"),
         ({"max_inputs": 0}, "max_inputs=0"),
         ({"ways": ()}, "name some of"),
         ({"ways": ("fold", "fold")}, "each once"),

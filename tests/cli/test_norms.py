@@ -24,7 +24,7 @@ def test_norms_identity_is_for_models_without_norms(
     assay: Callable[..., Outcome], folder: Path, make_tiny_llama: Callable[..., Model], tmp_path: Path
 ) -> None:
     refused = assay("norms", folder, PROMPT, "--norms", "identity", "--out", tmp_path)
-    assert refused.code == 2 and "7 norms are live" in refused.err
+    assert refused.code == 2 and "7 of 7 norms are live" in refused.err
     model = make_tiny_llama()
     free = library.norms.scale(model, PROMPT, special=())
     library.norms.export(free, tmp_path / "free")

@@ -129,10 +129,14 @@ def _baseline(dataset: xr.Dataset) -> list[Check]:
 
 
 def _range(dataset: xr.Dataset) -> Check:
+    """Whether weights were scaled up, and the epsilon that goes with them is there."""
     largest = float(dataset["largest_norm_weight"])
     code, title = "M107", "norm weights do not fit in float16"
     message = f"The largest weight of a norm is {largest:.3g}; float16 ends at {FLOAT16_MAX:.0f}."
     if largest <= FLOAT16_MAX:
         return Check(code, title, "pass", largest, message)
+    if not dataset.attrs["fixed_norms"]:
+        remedy = "Every norm is alive: the epsilon that goes with such weights was lost. Restore the configuration."
+        return Check(code, title, "fail", largest, message, remedy)
     remedy = "Keep this model in float32 or bfloat16, or load it with norms='identity'."
     return Check(code, title, "warn", largest, message, remedy)

@@ -276,6 +276,7 @@ class NormReport(Measurement):
             "special": list(self.special),
             "kind": "LayerNorm" if any(norm.centring for norm in norms) else "RMSNorm",
             "fixed_norms": sum(norm.is_fixed for norm in norms),
+            "without_positions": [norm.name for norm in norms if norm.axis < 0],
         }
 
     def _validate(self) -> None:
@@ -297,8 +298,8 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
     model: Model,
     texts: Prompts,
     *,
-    ways: Sequence[Way] = WAYS,
-    special: Sequence[int] = (0,),
+    ways: Sequence[Way] | None = None,
+    special: Sequence[int] | None = None,
     length: int | None = None,
     max_inputs: int | None = None,
     float64_inputs: int = 1,
@@ -313,10 +314,12 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
     Args:
         model: a decoder from ``load`` or ``wrap``.
         texts: the data set: texts or token ids of one length, or of any with ``length``.
-        ways: what is done to the norms of a copy: ``fold`` (gains, biases and centring into the linear layers that
-            read them), ``freeze`` (scales held at those of the input itself), ``freeze_elsewhere`` (at those of another
-            input), ``scale`` (one constant a norm, special positions apart), ``scale_all`` (none apart), ``remove``.
-        special: positions that ``scale`` gives a scale of their own.
+        ways: what is done to the norms of a copy, by default all that model and inputs allow: ``fold`` (gains, biases
+            and centring into the linear layers that read them), ``freeze`` (scales held at those of the input itself),
+            ``freeze_elsewhere`` (at those of another input), ``scale`` (one constant a norm, special positions apart),
+            ``scale_all`` (none apart), ``remove``.
+        special: positions that ``scale`` gives a scale of their own; the first by default, none where norms are given
+            rows and positions as one axis (OPT).
         length: cut the texts into inputs of this many tokens; what is left over is not used.
         max_inputs: the first so many inputs; all by default.
         float64_inputs: inputs that are compared in float64 too; 0 for none, without which nothing is called exact.
@@ -337,10 +340,12 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
     """
     if max_inputs is not None and max_inputs < 1:
         raise BadInput(f"max_inputs={max_inputs}: give 1 or more")
+    inputs = inputs_of(model, texts, length, max_inputs)
+    placed = all(norm.axis >= 0 for norm in find_norms(model))
     measurement = NormReport(
-        inputs=inputs_of(model, texts, length, max_inputs),
-        ways=tuple(ways),
-        special=tuple(special),
+        inputs=inputs,
+        ways=_possible(placed, len(inputs)) if ways is None else tuple(ways),
+        special=((0,) if placed else ()) if special is None else tuple(special),
         float64_inputs=float64_inputs,
         by_kind=by_kind,
         baseline=baseline,
@@ -348,6 +353,13 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
         seed=seed,
     )
     return perform(measurement, model, **run)
+
+
+def _possible(placed: bool, inputs: int) -> tuple[Way, ...]:
+    """The ways that can be gone: positions have to be told apart, and another input has to be there."""
+    if not placed:
+        return ("fold", "scale", "remove")
+    return tuple(way for way in WAYS if inputs > 1 or way != "freeze_elsewhere")
 
 
 def _logits(model: Model, row: Tokens) -> Tensor:

@@ -1,7 +1,7 @@
 """Removal by fine-tuning: served apart as by hand, recovering, stopping, resuming, written and read back, refused."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from assay.models.norms.finding import find_norms
 from assay.models.norms.fixed import FixedNorm
 from assay.models.norms.folding import copied_model
 from assay.models.norms.recipe import Event, Recipe
-from assay.models.norms.removable import RemovableNorm, Step, make_removable, serve_apart, settle
+from assay.models.norms.removable import RemovableNorm, Step, make_removable, settle
 from assay.models.norms.removal import remove_by_fine_tuning
 from families import FAMILIES
 from small_gpt2 import python_text, small_gpt2
@@ -38,29 +38,44 @@ def removable(kind: str, stack: ExitStack) -> tuple[Model, dict[str, RemovableNo
     model = copied_model(wrap(FAMILIES[kind].build()))
     step = Step(torch.zeros(IDS.shape, dtype=torch.bool), momentum=0.0)
     step.special[:, 0] = True
-    norms = find_norms(model)
-    made = make_removable(model, norms, step)
-    assert len(serve_apart(model, norms, made, stack)) == 3
-    return model, made
+    return model, make_removable(model, find_norms(model), step, stack)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "gpt_neox", "stablelm", "opt", "olmo"])
 def test_a_living_removable_norm_changes_nothing_and_follows_the_scale(kind: str) -> None:
     before = wrap(FAMILIES[kind].build())
     with ExitStack() as stack:
         model, made = removable(kind, stack)
         assert (logits(model) - logits(before)).abs().max() < 2e-5
-        own = made["ln2.1"] if "ln2.1" in made else made["ln1.1"]
+        own = made["ln2.1"]
         sigma = assay.capture(before, IDS, ["ln2_scale.1"])["ln2_scale.1"]
-        assert float(own.ordinary) == pytest.approx(float(sigma[:, 1:].mean()), rel=1e-5)
+        assert own.constant("mlp") == pytest.approx(float(sigma[:, 1:].mean()), rel=1e-5)
         assert float(own.special) == pytest.approx(float(sigma[:, 0].mean()), rel=1e-5)
         own.step.momentum = 0.75
         logits(model, IDS[:, :1].expand(2, 9))
-        assert float(own.ordinary) != pytest.approx(float(sigma[:, 1:].mean()), rel=1e-3)
+        assert own.constant("mlp") != pytest.approx(float(sigma[:, 1:].mean()), rel=1e-3)
 
 
-def by_hand(module: nn.Module, layer: int, scale: Tensor) -> Tensor:
-    """GPT-2 whose queries and keys in one block read a norm with a fixed scale, and whose values the living one."""
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("gpt2", {"ln1.0": ("qk", "v"), "ln2.0": ("mlp",), "final_norm": ("final",)}),
+        ("gptj", {"ln1.0": ("mlp", "qk", "v"), "final_norm": ("final",)}),
+        ("falcon", {"ln1.0": ("mlp", "qk", "v")}),
+        ("gpt_neox", {"ln1.0": ("qk", "v"), "ln2.0": ("mlp",)}),
+        ("deepseek_v2", {"ln1.0": ("v",), "ln2.0": ("mlp",), "kv_a_layernorm.0": ("other",)}),
+        ("olmo2", {"q_norm.0": ("other",), "post_mlp.0": ("other",), "final_norm": ("final",)}),
+        ("mixtral", {"ln1.0": ("qk", "v"), "ln2.0": ("mlp",)}),
+    ],
+)
+def test_readers_of_a_norm_are_told_apart(kind: str, groups: dict[str, tuple[str, ...]]) -> None:
+    with ExitStack() as stack:
+        _, made = removable(kind, stack)
+        assert {name: made[name].groups for name in groups} == groups
+
+
+def by_hand(module: nn.Module, layer: int, scales: Mapping[str, Tensor | None]) -> Tensor:
+    """GPT-2 whose queries and keys in one block read a norm with one scale, its values with another; None: alive."""
     block = module.transformer.h[layer]
     stream: list[Tensor] = []
 
@@ -69,9 +84,12 @@ def by_hand(module: nn.Module, layer: int, scale: Tensor) -> Tensor:
 
     def mix(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         x = stream[0] - stream[0].mean(-1, keepdim=True)
-        fixed = x / scale * block.ln_1.weight + block.ln_1.bias
-        other = fixed @ block.attn.c_attn.weight + block.attn.c_attn.bias
-        return torch.cat([other[..., :64], output[..., 64:]], -1)
+        made = output.clone()
+        for group, part in {"qk": slice(0, 64), "v": slice(64, 96)}.items():
+            if scales[group] is not None:
+                fixed = x / scales[group] * block.ln_1.weight + block.ln_1.bias
+                made[..., part] = (fixed @ block.attn.c_attn.weight + block.attn.c_attn.bias)[..., part]
+        return made
 
     hooks = [block.ln_1.register_forward_pre_hook(keep), block.attn.c_attn.register_forward_hook(mix)]
     with torch.no_grad():
@@ -81,27 +99,52 @@ def by_hand(module: nn.Module, layer: int, scale: Tensor) -> Tensor:
     return found
 
 
-def test_queries_and_keys_are_served_apart_as_by_hand() -> None:
+@pytest.mark.parametrize("gone", [("qk",), ("v",), ("qk", "v")])
+def test_each_reader_is_served_its_own_constant_as_by_hand(gone: Sequence[str]) -> None:
+    given: dict[str, Tensor | None] = {"qk": None, "v": None}
     with ExitStack() as stack:
         model, made = removable("gpt2", stack)
         logits(model)
         own = made["ln1.1"]
-        own.apart = True
-        scale = torch.full((1, 9, 1), float(own.ordinary))
-        scale[:, 0] = float(own.special)
-        expected = by_hand(FAMILIES["gpt2"].build(), 1, scale)
+        own.step.momentum = None
+        own.constants.copy_(own.constants * torch.tensor([0.8, 1.3]))
+        own.gone = set(gone)
+        for group in gone:
+            scale = torch.full((1, 9, 1), own.constant(group))
+            scale[:, 0] = float(own.special) * own.constant(group) / own.constant("v")
+            given[group] = scale
+        expected = by_hand(FAMILIES["gpt2"].build(), 1, given)
         assert (logits(model) - expected).abs().max() < 2e-5
-        assert (logits(wrap(FAMILIES["gpt2"].build())) - expected).abs().max() > 1e-2
+    for other in ({**given, gone[0]: None}, {**given, gone[0]: 1.2 * given[gone[0]]}):  # type: ignore[operator]
+        assert (by_hand(FAMILIES["gpt2"].build(), 1, other) - expected).abs().max() > 1e-2
+
+
+def test_a_constant_stands_still_from_its_own_removal_on() -> None:
+    with ExitStack() as stack:
+        model, made = removable("llama", stack)
+        own = made["ln1.0"]
+        seen = []
+        for gone in (set(), {"qk"}, {"qk", "v"}):
+            own.gone = gone
+            ids = IDS + 3 * len(seen)
+            logits(model, ids)
+            sigma = assay.capture(wrap(FAMILIES["llama"].build()), ids, ["ln1_scale.0"])["ln1_scale.0"]
+            seen.append([float(sigma[:, 1:].mean()), float(sigma[:, 0].mean())])
+        assert own.constant("qk") == pytest.approx(seen[0][0], rel=1e-5)
+        assert own.constant("v") == pytest.approx(seen[1][0], rel=1e-5)
+        assert float(own.special) == pytest.approx(seen[1][1], rel=1e-5)
+        assert seen[2] != pytest.approx(seen[1], rel=1e-3)
 
 
 def test_separate_projections_are_served_apart_too() -> None:
     with ExitStack() as stack:
         model, made = removable("llama", stack)
         logits(model)
+        made["ln1.0"].step.momentum = None
         alive = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
-        made["ln1.0"].apart = True
+        made["ln1.0"].gone = {"qk"}
         apart = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
-        made["ln1.0"].removed = True
+        made["ln1.0"].gone = {"qk", "v"}
         gone = assay.capture(model, IDS, ["q.0", "k.0", "v.0"])
     torch.testing.assert_close(apart["q.0"], gone["q.0"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(apart["k.0"], gone["k.0"], atol=1e-5, rtol=1e-5)
@@ -109,28 +152,78 @@ def test_separate_projections_are_served_apart_too() -> None:
     assert (gone["v.0"] - alive["v.0"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("kind", "special"), [("gpt2", ()), ("gpt2", (0,)), ("gemma", ()), ("qwen3", (0,))])
+@pytest.mark.parametrize(
+    ("kind", "special"),
+    [
+        ("gpt2", ()), ("gpt2", (0,)), ("gemma", ()), ("qwen3", (0,)), ("gptj", (0,)), ("gpt_neox", ()),
+        ("falcon", ()), ("stablelm", (0,)), ("mpt", ()), ("opt", ()), ("opt", (0,)), ("olmo2", ()),
+        ("olmo", (0,)),
+    ],
+)  # fmt: skip
 def test_what_is_settled_is_what_was_trained(kind: str, special: Sequence[int]) -> None:
+    generator = torch.Generator().manual_seed(4)
     with ExitStack() as stack:
         model, made = removable(kind, stack)
         logits(model)
         for own in made.values():
-            own.removed = True
+            own.step.momentum = None
+            own.constants.copy_(own.constants * (0.7 + torch.rand(len(own.groups), generator=generator)))
+            own.gone = set() if special and own.axis < 0 else set(own.groups)
             own.step.special[:, 0] = bool(special)
         expected = logits(model)
-    settle(model, find_norms(wrap(FAMILIES[kind].build())), made, special)
-    assert all(isinstance(norm.module, FixedNorm) for norm in find_norms(model))
+    settled = settle(model, find_norms(wrap(FAMILIES[kind].build())), made, special)
+    left = [norm.name for norm in find_norms(model) if not isinstance(norm.module, FixedNorm)]
+    assert left == ([name for name, own in made.items() if own.axis < 0] if special else [])
+    assert sorted([*settled, *left]) == sorted(made)
     assert (logits(model) - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+def test_what_one_reader_still_reads_alive_is_given_back_to_the_norm() -> None:
+    with ExitStack() as stack:
+        model, made = removable("gpt2", stack)
+        logits(model)
+        made["ln1.0"].gone, made["ln2.0"].gone = {"v"}, {"mlp"}
+    assert settle(model, find_norms(wrap(FAMILIES["gpt2"].build())), made, ()) == ["ln2.0"]
+    assert isinstance(model.module.transformer.h[0].ln_1, nn.LayerNorm)
+
+
+def test_special_tokens_that_never_came_have_the_ordinary_constant() -> None:
+    with ExitStack() as stack:
+        model, made = removable("gpt2", stack)
+        made["ln2.0"].step.special[:] = False
+        logits(model)
+        made["ln2.0"].gone = {"mlp"}
+        expected = logits(model)
+        made["ln2.0"].step.special[:, 3] = True
+        assert torch.equal(logits(model), expected)
+
+
 def test_the_order_is_that_of_the_recipe() -> None:
-    norms = find_norms(wrap(FAMILIES["gemma3"].build()))
-    events = Recipe(special_tokens=(2,)).events(norms, ["ln1.0", "ln1.1", "ln1.2", "ln1.3"])
-    groups = list(dict.fromkeys(event.group for event in events))
-    assert groups == ["mlp", "qk", "v", "other", "final", "tokens", "positions"]
+    with ExitStack() as stack:
+        _, made = removable("gemma3", stack)
+        groups = {name: own.groups for name, own in made.items()}
+    events = Recipe(special_tokens=(2,)).events(groups)
+    assert list(dict.fromkeys(event.group for event in events)) == list(Recipe().order)
     assert events[:2] == [Event("mlp", "ln2.0"), Event("mlp", "ln2.1")]
     assert len(events) == 4 + 4 + 4 + 16 + 1 + 2
-    assert Recipe().plain().events(norms, []) == []
+    first = Recipe(order=("v", *(g for g in Recipe().order if g != "v"))).events(groups)
+    assert first[0] == Event("v", "ln1.0")
+    assert Recipe().plain().events(groups) == []
+
+
+def test_steps_are_those_that_were_published() -> None:
+    """MLPs from 200 on, queries and keys 440, values 680, final 1040, end of text 1060, first 1160."""
+    groups = {
+        f"{name}.{i}": read for i in range(12) for name, read in (("ln1", ("qk", "v")), ("ln2", ("mlp",)))
+    }
+    recipe = Recipe(
+        steps=2000, start=200, gaps=(20, 20, 30, 30, 20, 100, 100), special_tokens=(50256,), warmup=100
+    )
+    events = recipe.events({**groups, "final_norm": ("final",)})  # type: ignore[dict-item]
+    first: dict[str, int] = {}
+    for event, step in zip(events, recipe.steps_of(events), strict=True):
+        first.setdefault(event.group, step)
+    assert first == {"mlp": 200, "qk": 440, "v": 680, "final": 1040, "tokens": 1060, "positions": 1160}
 
 
 def test_the_rate_warms_up_and_follows_a_cosine() -> None:
@@ -157,11 +250,15 @@ def removal(tiny: Model) -> assay.norms.Removal:
 
 def test_norms_go_and_the_loss_recovers(tiny: Model, removal: assay.norms.Removal) -> None:
     assert removal.stopped == ""
-    assert removal.removed == (
-        "mlp of ln2.0", "mlp of ln2.1", "qk of ln1.0", "qk of ln1.1", "v of ln1.0", "v of ln1.1",
-        "final of final_norm", "special positions",
-    )  # fmt: skip
+    assert removal.removed == {
+        "mlp of ln2.0": 2, "mlp of ln2.1": 4, "qk of ln1.0": 6, "qk of ln1.1": 8, "v of ln1.0": 10, "v of ln1.1": 12,
+        "final of final_norm": 14, "special positions": 16,
+    }  # fmt: skip
     assert all(norm.is_fixed for norm in find_norms(removal.model))
+    assert set(removal.constants) == {name for name in removal.removed if "special" not in name}
+    assert removal.constants["qk of ln1.0"] != removal.constants["v of ln1.0"]
+    scale = removal.model.module.transformer.h[0].ln_1.scale
+    assert removal.constants["v of ln1.0"] == pytest.approx(float(scale))
     assert removal.model.source == "GPT2LMHeadModel, its norms removed by fine-tuning"
     assert not any(norm.is_fixed for norm in find_norms(tiny))
     assert removal.loss_after < removal.loss_before + QUICK.tolerance
@@ -223,7 +320,7 @@ def test_a_removal_without_recovery_is_undone() -> None:
     found = remove_by_fine_tuning(model, ids, ids, recipe=recipe)
     losses = [loss for _, loss in found.history]
     assert losses[2] > losses[0] + 0.01  # without the norm
-    assert found.stopped == "mlp of ln2.0" and found.removed == ()
+    assert found.stopped == "mlp of ln2.0" and found.removed == {}
     assert found.loss_after == pytest.approx(found.loss_before, abs=1e-5)
     assert not any(norm.is_fixed for norm in find_norms(found.model))
     assert found.model.source.endswith("its 0 of 7 norms removed by fine-tuning")
@@ -239,7 +336,7 @@ def test_without_steps_enough_it_says_what_is_left(tiny: Model) -> None:
 def test_queries_and_keys_without_their_values_are_given_back_to_the_norm(tiny: Model) -> None:
     found = fine_tuned(tiny, dataclasses.replace(QUICK, steps=9))
     assert found.stopped == "v of ln1.0, for want of steps"
-    assert found.removed == ("mlp of ln2.0", "mlp of ln2.1")
+    assert list(found.removed) == ["mlp of ln2.0", "mlp of ln2.1"]
     _, held_out = python_text()
     rows = held_out[: 8 * 16 + 1].unfold(0, 17, 16)
     after = logits(found.model, rows[:, :-1]).log_softmax(-1).gather(-1, rows[:, 1:, None])
@@ -248,7 +345,7 @@ def test_queries_and_keys_without_their_values_are_given_back_to_the_norm(tiny: 
 
 def test_plain_fine_tuning_leaves_the_norms(tiny: Model) -> None:
     found = fine_tuned(tiny, QUICK.plain())
-    assert found.removed == () and found.stopped == ""
+    assert found.removed == {} and found.stopped == ""
     assert found.loss_after < found.loss_before
     assert found.model.source == "GPT2LMHeadModel, fine-tuned with its norms"
     assert not any(norm.is_fixed for norm in find_norms(found.model))
@@ -264,7 +361,7 @@ def test_rms_norms_go_too() -> None:
         model = wrap(LlamaForCausalLM(config))
     recipe = dataclasses.replace(QUICK, special_tokens=(10,), special_positions=(0, 1), momentum=0.5)
     found = fine_tuned(model, recipe)
-    assert found.stopped == "" and found.removed[-2:] == ("special tokens", "special positions")
+    assert found.stopped == "" and list(found.removed)[-2:] == ["special tokens", "special positions"]
     assert all(norm.is_fixed for norm in find_norms(found.model))
     assert found.loss_after < found.loss_before
 
@@ -314,5 +411,19 @@ def test_a_recipe_that_makes_no_sense_is_refused(tiny: Model, changed: dict[str,
 def test_models_without_living_norms_are_refused(removal: assay.norms.Removal) -> None:
     with pytest.raises(BadInput, match="no norm that is alive"):
         fine_tuned(removal.model)
-    with pytest.raises(BadInput, match="cannot be trained away|is not one that can be trained away"):
-        fine_tuned(wrap(FAMILIES["stablelm"].build()))
+
+
+def test_a_norm_with_other_parameters_is_refused_with_their_names() -> None:
+    class TemperedNorm(nn.Module):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            self.root, self.temperature = nn.Parameter(weight.abs().sqrt()), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            gain = self.root.square() * self.temperature
+            return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * gain
+
+    module = FAMILIES["llama"].build()
+    module.model.norm = TemperedNorm(module.model.norm.weight)
+    with pytest.raises(BadInput, match="final_norm .TemperedNorm. .* parameters named root, temperature"):
+        fine_tuned(wrap(module))

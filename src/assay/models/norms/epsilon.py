@@ -86,12 +86,14 @@ def as_identity(model: Model) -> Model:
     Raises:
         BadInput: a norm is live, so that without it this would be another model.
     """
-    live = [norm for norm in find_norms(model) if not norm.is_fixed]
+    norms = find_norms(model)
+    live = [norm for norm in norms if not norm.is_fixed]
     if live:
+        named = ", ".join(norm.name for norm in live[:3])
         raise BadInput(
             f"norms='identity' is for models whose norms are switched off by a huge epsilon; in {model.source} "
-            f"{len(live)} norms are live ({live[0].name} has an epsilon of {live[0].epsilon:.3g}). Load it as it is; "
-            "assay.norms.scale and assay.norms.remove change its norms, and say so."
+            f"{len(live)} of {len(norms)} norms are live ({named}: an epsilon of {live[0].epsilon:.3g}). Load it as it "
+            "is; assay.norms.scale and assay.norms.remove change its norms, and say so."
         )
     return remove_in_place(model)
 
@@ -170,18 +172,14 @@ def _norm_weights(norm: Norm, module: PreTrainedModel, epsilon: float) -> dict[s
     scale = norm.module.scale.double() if isinstance(norm.module, FixedNorm) else norm.epsilon**0.5
     wanted = norm.gain * epsilon**0.5 / scale
     found: dict[str, Tensor] = {}
-    for name, parameter in plain.named_parameters():
-        if name == "weight":  # the gain is w, or 1 + w
-            offset = (_as(parameter, gain) - parameter.detach().double()).round()
-            found[f"{norm.path}.weight"] = (_as(parameter, wanted) - offset).to(parameter.dtype)
-        elif name == "bias":
-            found[f"{norm.path}.bias"] = _as(parameter, norm.bias).to(parameter.dtype)
+    for kind, values in {"weight": wanted, "bias": norm.bias}.items():
+        held = {name: p for name, p in plain.named_parameters() if name.rpartition(".")[2] == kind}
+        for index, (name, parameter) in enumerate(held.items()):  # one for all heads, or one for each
+            own, offset = values.reshape(-1, *parameter.shape)[index], 0.0
+            if kind == "weight":  # the gain is w, or 1 + w
+                offset = (gain.reshape(-1, *parameter.shape)[index] - parameter.detach().double()).round()
+            found[f"{norm.path}.{name}"] = (own - offset).to(parameter.dtype)
     return found
-
-
-def _as(parameter: Tensor, values: Tensor) -> Tensor:
-    """Values in the shape of the parameter that holds them; one that several heads share holds them once."""
-    return values.reshape(-1, *parameter.shape)[0]
 
 
 def _require_same(model: Model, written: Model) -> None:

@@ -1,13 +1,13 @@
 """The recipe of removal by fine-tuning: which norm goes when, and how the model is trained meanwhile."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from assay.errors import BadInput
-from assay.models.norms.finding import Norm
 
 Group = Literal["mlp", "qk", "v", "other", "final", "tokens", "positions"]
 ORDER: tuple[Group, ...] = ("mlp", "qk", "v", "other", "final", "tokens", "positions")
@@ -17,8 +17,8 @@ class Event(NamedTuple):
     """Something that is taken away.
 
     Attributes:
-        group: of the recipe's order.
-        norm: name of the norm; empty where a special case of all norms ends.
+        group: of the recipe's order: whose norm goes, or which special case of all norms ends.
+        norm: name of the norm; empty for a special case.
     """
 
     group: Group
@@ -43,9 +43,9 @@ class Recipe:
         warmup: steps over which the learning rate rises from zero.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
-        order: which norms go first: those before MLPs, what queries and keys read, what values read, any others, the
-            final one; then special tokens and special positions lose the scales of their own. Empty for plain
-            fine-tuning.
+        order: what goes first: what MLPs read, what queries and keys read, what values read (and whatever cannot be
+            told apart from them), any other norms, the final one; then special tokens and special positions lose the
+            scales of their own. Empty for plain fine-tuning.
         start: the step of the first removal.
         gaps: steps after each removal, one for each group of the order, in which the loss has to recover.
         auxiliary: weight of the penalty on the spread of the last norm's scale over tokens.
@@ -68,7 +68,7 @@ class Recipe:
     clip: float = 1.0
     order: tuple[Group, ...] = ORDER
     start: int = 20
-    gaps: tuple[int, ...] = (2, 2, 3, 3, 2, 2, 10)
+    gaps: tuple[int, ...] = (2, 2, 3, 3, 2, 10, 10)
     auxiliary: float = 0.1
     tolerance: float = 0.1
     patience: int = 40
@@ -91,22 +91,23 @@ class Recipe:
             1 + math.cos(math.pi * share)
         )
 
-    def events(self, norms: Sequence[Norm], split: Sequence[str]) -> list[Event]:
+    def events(self, groups: Mapping[str, Sequence[Group]]) -> list[Event]:
         """What is taken away, in order.
 
         Args:
-            norms: the model's norms, in the order of its forward pass.
-            split: those whose queries and keys can be served apart.
+            groups: of what reads each norm, by its name, in the order of the forward pass.
         """
+        specials = {"tokens": self.special_tokens, "positions": self.special_positions}
         found: list[Event] = []
         for group in self.order:
-            if group == "tokens":
-                found += [Event(group, "")] if self.special_tokens else []
-            elif group == "positions":
-                found += [Event(group, "")] if self.special_positions else []
-            else:
-                found += [Event(group, norm.name) for norm in norms if self._is_of(group, norm, split)]
+            found += [Event(group, norm) for norm, read in groups.items() if group in read]
+            found += [Event(group, "")] if specials.get(group) else []
         return found
+
+    def steps_of(self, events: Sequence[Event]) -> list[int]:
+        """The step of each event, where the loss has always recovered within the gap."""
+        gaps = (self.gap(event.group) for event in events[:-1])
+        return list(itertools.accumulate(gaps, initial=self.start))
 
     def gap(self, group: Group) -> int:
         """Steps after a removal of a group."""
@@ -148,13 +149,3 @@ class Recipe:
             raise BadInput("gaps must be at least 1 step each, momentum between 0 and 1")
         if any(not 0 <= position < self.length for position in self.special_positions):
             raise BadInput(f"special_positions={self.special_positions}: a window has {self.length} tokens")
-
-    def _is_of(self, group: Group, norm: Norm, split: Sequence[str]) -> bool:
-        if norm.is_fixed:
-            return False
-        kinds = {"mlp": ("ln2",), "v": ("ln1",), "final": ("final_norm",)}
-        if group == "qk":
-            return norm.kind == "ln1" and norm.name in split
-        if group == "other":
-            return norm.kind not in ("ln1", "ln2", "final_norm")
-        return norm.kind in kinds.get(group, ())

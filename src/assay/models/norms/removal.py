@@ -1,9 +1,9 @@
 r"""Removal of norms by fine-tuning: one after the other, while the model is trained, until none looks at its input.
 
-Sites go in the recipe's order (Heimersheim 2024, 2409.13710; Baroni et al. 2025, 2507.02559): the norms before MLPs,
-what queries and keys read, what values read, the final one, one layer at a time. A norm is replaced by division by its
-running scale, which stands still from then on; first positions and end-of-text tokens keep a scale of their own until
-the end. The loss is the next token's, plus
+Readers go in the recipe's order (Heimersheim 2024, 2409.13710; Baroni et al. 2025, 2507.02559): what MLPs read, what
+queries and keys read, what values read, the final norm, one layer at a time. Each is from then on served by division by
+a constant of its own, the running scale of its norm, which stands still from its removal on; first positions and
+end-of-text tokens keep a scale of their own until the end. The loss is the next token's, plus
 
 .. math:: w \,\frac1N \sum_t \bigl(\sigma_t - \bar\sigma_{\text{ordinary}}\bigr)^2
 
@@ -15,7 +15,7 @@ Two faults of the published code are not repeated: there the special scale of po
 hidden units, and so went to unit 0; and a norm without bias was not centred and not scaled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from assay.models.model import Model
 from assay.models.norms.finding import Norm, find_norms
 from assay.models.norms.folding import copied_model, renamed
 from assay.models.norms.recipe import Event, Recipe
-from assay.models.norms.removable import RemovableNorm, Step, make_removable, serve_apart, settle
+from assay.models.norms.removable import RemovableNorm, Step, make_removable, settle
 from assay.models.norms.removal_state import Progressed, StateFolder
 
 SAVE_EVERY = 25
@@ -43,7 +43,9 @@ class Removal:
 
     Attributes:
         model: the trained copy, named as such: its removed norms divide by a constant, the others are alive.
-        removed: what was taken away, in order; what queries and keys read only where values have followed.
+        removed: the step at which each reader's norm was taken away, in order (``qk of ln1.3``); of a norm only where
+            all that reads it has followed.
+        constants: what each of these readers' norm divides by, at ordinary tokens.
         stopped: what was undone because the loss did not recover; empty where all went well.
         loss_before: held-out loss of the model given, nats a token.
         loss_after: of the copy.
@@ -51,7 +53,8 @@ class Removal:
     """
 
     model: Model
-    removed: tuple[str, ...]
+    removed: Mapping[str, int]
+    constants: Mapping[str, float]
     stopped: str
     loss_before: float
     loss_after: float
@@ -99,8 +102,8 @@ def remove_by_fine_tuning(
         if kept is not None:
             kept.restore(training.state, training.model.module, training.optimizer)
         training.run(tokens, held_out, kept, progress or (lambda done, of: None))
-    settle(training.model, training.norms, training.made, training.special_positions())
-    return training.result(model, held_out)
+    settled = settle(training.model, training.norms, training.made, training.special_positions())
+    return training.result(model, held_out, settled)
 
 
 @dataclass(eq=False)
@@ -125,8 +128,8 @@ class _Training:
         if not norms:
             raise BadInput(f"{model.source} has no norm that is alive: there is nothing to remove")
         step = Step(torch.zeros(1, recipe.length, dtype=torch.bool, device=copied.device))
-        made = make_removable(copied, norms, step)
-        events = recipe.events(norms, serve_apart(copied, norms, made, stack))
+        made = make_removable(copied, norms, step, stack)
+        events = recipe.events({name: own.groups for name, own in made.items()})
         optimizer = torch.optim.AdamW(copied.module.parameters(), weight_decay=recipe.weight_decay, lr=0.0)
         return cls(copied, recipe, norms, made, step, events, optimizer)
 
@@ -166,26 +169,28 @@ class _Training:
         left = Event("positions", "") in self.events[self.state.done :]
         return self.recipe.special_positions if left else ()
 
-    def result(self, given: Model, held_out: Tensor) -> Removal:
+    def result(self, given: Model, held_out: Tensor, settled: Sequence[str]) -> Removal:
         """What became of the model, judged as it will be used."""
         self.optimizer.zero_grad()
-        state, gone = self.state, [own.removed for own in self.made.values()]
-        done = "fine-tuned with its norms"
+        state, done = self.state, "fine-tuned with its norms"
         if self.events:
-            count = "" if all(gone) else f"{sum(gone)} of {len(gone)} "
+            count = "" if len(settled) == len(self.made) else f"{len(settled)} of {len(self.made)} "
             done = f"its {count}norms removed by fine-tuning"
         changed = renamed(Model(self.model.module, given.tokenizer, self.model.anatomy, given.source), [done])
         with torch.no_grad():
             after = float(_loss(changed, self._windows(held_out)))
-        names = [e.name for e in self.events[: state.done] if not e.norm or self.made[e.norm].removed]
-        return Removal(changed, tuple(names), state.stopped, state.history[0][1], after, tuple(state.history))
+        taken = zip(self.events, state.taken, strict=False)  # those of them that are done
+        removed = {event: step for event, step in taken if not event.norm or event.norm in settled}
+        constants = {e.name: self.made[e.norm].constant(e.group) for e in removed if e.norm}
+        names, history = {event.name: step for event, step in removed.items()}, tuple(state.history)
+        return Removal(changed, names, constants, state.stopped, history[0][1], after, history)
 
     def _remove_next(self, held_out: Tensor) -> None:
         """Take the next thing away if the loss has recovered from the last; wait, or undo that one, if not."""
         state = self.state
         loss = self._judge(held_out)
         if state.undo and not loss <= state.best + self.recipe.tolerance:
-            if state.step - state.last_at > self.gap_of(state.done - 1) + self.recipe.patience:
+            if state.step - state.taken[-1] > self.gap_of(state.done - 1) + self.recipe.patience:
                 self._undo()
             state.next_at = state.step + WAIT
             return
@@ -194,7 +199,7 @@ class _Training:
         if state.done == len(self.events):
             return
         state.undo = {name: tensor.clone() for name, tensor in self.model.module.state_dict().items()}
-        state.done, state.last_at = state.done + 1, state.step
+        state.taken.append(state.step)
         state.next_at = state.step + self.gap_of(state.done - 1)
         self._obey()
 
@@ -207,7 +212,8 @@ class _Training:
         state = self.state
         state.stopped = self.events[state.done - 1].name
         self.model.module.load_state_dict(state.undo)
-        state.done, state.undo = state.done - 1, {}
+        state.taken.pop()
+        state.undo = {}
         self._obey()
 
     def _finish(self, held_out: Tensor) -> None:
@@ -223,8 +229,7 @@ class _Training:
         """Set every norm to what has been taken away so far."""
         gone = self.events[: self.state.done]
         for name, own in self.made.items():
-            own.apart = Event("qk", name) in gone
-            own.removed = any(event.norm == name and event.group != "qk" for event in gone)
+            own.gone = {event.group for event in gone if event.norm == name}
 
     def _special(self, ids: Tensor, *, all_of_them: bool = False) -> Tensor:
         """Tokens whose scale is still kept apart, or was so at first, (row, pos)."""

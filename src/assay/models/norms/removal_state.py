@@ -26,9 +26,8 @@ class Progressed:
 
     Attributes:
         step: optimisation steps done.
-        done: events done.
+        taken: the step of each event done.
         next_at: the step at which the next event is due.
-        last_at: the step of the last event.
         best: the lowest held-out loss from which a removal began.
         stopped: what was undone; empty where nothing was.
         finished: whether there is nothing left to do.
@@ -37,14 +36,18 @@ class Progressed:
     """
 
     step: int = 0
-    done: int = 0
+    taken: list[int] = field(default_factory=list)
     next_at: int = 0
-    last_at: int = 0
     best: float = float("inf")
     stopped: str = ""
     finished: bool = False
     history: list[tuple[int, float]] = field(default_factory=list)
     undo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """How many events are done."""
+        return len(self.taken)
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,9 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     found = [
         Finding(f"Exact for this model, up to rounding: {none}." if exact else f"{none} is exact here.", 0)
     ]
+    if apart := dataset.attrs.get("without_positions"):
+        text = f"No position can be held apart, and none frozen: {apart[0]} is given rows and positions as one axis."
+        found.append(Finding(text))
     if "scale" in dataset["way"].values:
         one = dataset.sel(way="scale")
         kl, loss = float(one["kl_from_original"]), float(one["loss_difference"])
