@@ -1,5 +1,7 @@
 """Chains of a large module take the steps of all others, and hold less."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from assay.landscape.chains import Walking, begin
 from assay.landscape.chance import Streams
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import Functional
-from assay.landscape.losses import squared_error
+from assay.landscape.losses import Batch, squared_error
 from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target, target
@@ -121,13 +123,97 @@ def test_where_not_all_data_are_looked_at_losses_are_paired_with_the_anchors(
         assert_close(paired.loss[:, step] - few.double(), plain.loss[:, step] - own, rtol=1e-3, atol=1e-4)
 
 
-def test_neighbouring_steps_share_a_look_at_the_anchor(monkeypatch) -> None:
+def test_the_anchors_loss_is_found_once_and_every_few_steps(monkeypatch) -> None:
     monkeypatch.setattr(target_module, "WORK", 5.5 * 11_000)
     made = material()
+    looks: list[int] = []
+
+    def counted(module: nn.Module, batch: Batch) -> torch.Tensor:
+        looks.append(len(batch[0]))
+        return squared_error(module, batch)
+
     settings = chains(made, 7)
-    few = Frugal(made, settings, Sequential(made)).advance(6).loss
     monkeypatch.setattr(frugal_module, "PAIRED", 1)
-    each = Frugal(made, settings, Sequential(made)).advance(6).loss
-    assert torch.equal(few[:, [0, 4]], each[:, [0, 4]])
-    assert torch.equal(few[:, 1:4], each[:, :1].expand(-1, 3))
-    assert torch.equal(few[:, 5], each[:, 4])
+    each = Frugal(made, settings, Sequential(made)).advance(60).loss
+    monkeypatch.setattr(frugal_module, "PAIRED", 4)
+    walking = Frugal(replace(made, loss=counted), settings, Sequential(made))
+    few = walking.advance(6).loss
+    assert_close(few[:, [2, 5]], each[:, [2, 5]], rtol=1e-6, atol=0)
+    assert torch.equal(
+        few[:, :4], few[:, 2:3].expand(-1, 4)
+    )  # the middle of four, and of the two that are left
+    assert torch.equal(few[:, 4], few[:, 5])
+    later = walking.advance(54).loss
+    assert sum(looks) == 40 + 5  # every example once, and those of the anchor's loss
+    # where it is known for every example, every step has its own
+    assert_close(later[:, 44:], each[:, 50:], rtol=1e-6, atol=0)
+
+
+def test_where_a_mask_holds_weights_chains_hold_those_that_move() -> None:
+    made = material()
+    moves = torch.rand(made.d, generator=torch.Generator().manual_seed(5)) < 0.8  # above a block of noise
+    made = target(made.module, squared_error, made.data, mask=masks_of(made, moves))
+    settings = chains(made, 7, anchors=True)
+    walking = Frugal(made, settings, Sequential(made))
+    found = walking.advance(3)
+    assert settings.anchors is not None
+    anchors, here = settings.anchors[:, moves], settings.anchors.clone()
+    streams = Streams(settings.seeds, anchors)
+    for step in range(3):  # the plain way, with all weights at hand
+        rows, noise = streams.rows(40, 7), streams.noise()
+        batch = tuple(part[rows] for part in made.data)
+        loss, slope = Functional(made)(here, batch)
+        away = here[:, moves] - anchors
+        slope = slope[:, moves] * settings.n_beta[:, None] + settings.localization[:, None] * away
+        epsilon = settings.step_size[:, None]
+        assert_close(found.loss[:, step], loss.double(), rtol=1e-5, atol=0)
+        assert_close(found.distance[:, step], away.norm(dim=1).double(), rtol=1e-5, atol=1e-7)
+        assert_close(found.squared_gradient[:, step], slope.square().sum(1).double(), rtol=1e-4, atol=0)
+        here[:, moves] += epsilon.sqrt() * noise - epsilon / 2 * slope
+    assert_close(walking.position, here, rtol=1e-5, atol=1e-6)
+    assert torch.equal(walking.position[:, ~moves], settings.anchors[:, ~moves])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("piece", [4096, 2**16], ids=["pieces", "one piece"])
+def test_acceptance_is_that_of_the_step_that_is_taken(monkeypatch, piece: int, masked: bool) -> None:
+    monkeypatch.setattr(frugal_module, "PIECE", piece)
+    monkeypatch.setattr(frugal_module, "ROWS", 13)
+    made = material()
+    moves = torch.ones(made.d, dtype=torch.bool)
+    if masked:
+        moves[::3] = False
+        made = target(made.module, squared_error, made.data, mask=masks_of(made, moves))
+    step_size = torch.tensor([1e-3, 4e-3])
+    settings = replace(chains(made, 7), step_size=step_size, localization=torch.tensor([30.0, 5.0]))
+    walking, gradient = Frugal(made, settings, Sequential(made)), Functional(made)
+    walking.advance(2)
+    batch = tuple(part[None, ::4] for part in made.data)  # at most 13 of 40
+    epsilon, seen = step_size[:, None], list[torch.Tensor]()
+
+    def potential(here: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, slope = gradient(here, batch)
+        away = here - made.anchor()
+        slope = (slope * settings.n_beta[:, None] + settings.localization[:, None] * away) * moves
+        return settings.n_beta * loss + settings.localization / 2 * away.square().sum(1), slope
+
+    def log_density(to: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        return -((to - of + epsilon / 2 * slope).square() * moves).sum(1).double() / (2 * step_size)
+
+    for seed in range(3, 7):
+        before = walking.position.clone()
+        seen.append(walking.acceptance(seed))
+        after = walking.position
+        (one, here), (other, there) = potential(before), potential(after)
+        ratio = one - other + log_density(before, after, there) - log_density(after, before, here)
+        assert_close(seen[-1], ratio.clamp_max(0).exp().double(), rtol=5e-2, atol=1e-3)
+        assert ((after != before) == moves).float().mean() > 0.99
+    assert any(0.05 < float(rate) < 0.95 for rates in seen for rate in rates)
+
+
+def test_chains_with_masks_of_their_own_hold_whole_positions() -> None:
+    made = material()
+    masks = torch.ones(2, made.d, dtype=torch.bool)
+    masks[1, : made.d // 2] = False
+    settings = replace(chains(made, 7), masks=masks)
+    assert isinstance(begin(made, settings, gradient=Sequential(made)), Walking)

@@ -55,7 +55,8 @@ def begin(
         BadInput: a sampler that accepts or rejects, with batches.
     """
     sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
-    if isinstance(sampler, SGLD) and isinstance(gradient, Sequential):
+    alike = chains.masks is None or len(chains.masks) == 1
+    if isinstance(sampler, SGLD) and isinstance(gradient, Sequential) and alike:
         return Frugal(target, chains, gradient)
     return Walking(target, chains, sampler, gradient)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from assay.errors import BadInput
@@ -64,22 +65,22 @@ class Recomputed:
 
     Attributes:
         preset: the loss.
-        anchor: the module at the anchor, in eval mode, with weights that stay there.
+        anchor: the module's parameters at the anchor, by name.
     """
 
     preset: AnchorLoss
-    anchor: nn.Module = field(repr=False)
+    anchor: Mapping[str, Tensor] = field(repr=False)
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """Give the loss of each example."""
         with torch.no_grad():
-            before = outputs_of(self.anchor, batch[0])
+            before = outputs_of(module, batch[0], self.anchor)
         return self.preset.of(outputs_of(module, batch[0]), before)
 
 
-def outputs_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Give a module's outputs; of a Hugging Face model the logits."""
-    outputs = module(inputs)
+def outputs_of(module: nn.Module, inputs: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Give a module's outputs, of a Hugging Face model the logits; with other weights where these are given."""
+    outputs = module(inputs) if weights is None else functional_call(module, dict(weights), (inputs,))
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 

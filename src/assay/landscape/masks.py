@@ -109,6 +109,16 @@ def named_mask(module: nn.Module | Model, words: str) -> Mask:
     return named
 
 
+def described(mask: Mask) -> str:
+    """Say what a mask lets move: parameters by name, and how many entries of each where these are not all."""
+    parts: list[str] = []
+    for name, part in mask.items():
+        count = int(part.sum())
+        if count:
+            parts.append(name if count == part.numel() else f"{name} ({count:,} of {part.numel():,})")
+    return ", ".join(parts)
+
+
 def _layer(model: Model, layer: int) -> int:
     count = model.n_layers
     if not -count <= layer < count:

@@ -1,9 +1,8 @@
 """What is sampled: a module's weights, a loss, and the data the loss is taken over."""
 
-import copy
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from assay.errors import BadInput
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
-from assay.landscape.masks import named_mask
+from assay.landscape.masks import described, named_mask
 from assay.landscape.tokens import token_rows
+from assay.models.entries import Entries, first_read
 from assay.models.model import Model
 
 
@@ -54,6 +54,7 @@ class Target:
         source: what run folders call it.
         named_in_mask: the parameters a mask names, which alone are sampled; None where there is no mask.
         given: the data as they were given, where the loss reads others.
+        model: the language model whose module it is, where it is one.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Target:
     source: str
     named_in_mask: frozenset[str] | None = None
     given: tuple[Tensor, ...] | None = None
+    model: Model | None = None
 
     @property
     def n(self) -> int:
@@ -105,6 +107,33 @@ class Target:
             places[name] = slice(start, start + value.numel())
             start += value.numel()
         return places
+
+    @cached_property
+    def entries(self) -> Entries | None:
+        """What enters the first block of a language model in which weights move, kept; None where passes are whole.
+
+        What is kept takes no more memory than the module's weights.
+        """
+        if (
+            self.model is None
+            or self.model.anatomy is None
+            or self.mask is None
+            or not _are_ids(self.data[0])
+        ):
+            return None
+        moving = [
+            self.parameters[name] for name, place in self.places.items() if bool(self.mask[place].any())
+        ]
+        layer = first_read(self.model, moving)
+        if layer == 0:
+            return None
+        entries = Entries(self.model, layer, sum(value.nbytes for value in self.module.parameters()))
+        return entries if entries.serves(self.data[0]) else None
+
+    @property
+    def moved(self) -> str:
+        """Say what moves; see `assay.landscape.masks.described`."""
+        return "everything" if self.mask is None else described(self.named(self.mask))
 
     @cached_property
     def looked_at(self) -> tuple[Tensor, ...]:
@@ -183,11 +212,15 @@ class Target:
 
     @contextmanager
     def evaluating(self) -> Generator[None]:
-        """Put the module into eval mode for a while, and every part of it back into its own mode after."""
+        """Put the module into eval mode for a while, and every part of it back into its own mode after.
+
+        Meanwhile passes begin where weights move; see `entries`.
+        """
         training = [part for part in self.module.modules() if part.training]
         self.module.eval()
         try:
-            yield
+            with self.entries.begun() if self.entries else nullcontext():
+                yield
         finally:
             for part in training:
                 part.training = True
@@ -233,7 +266,7 @@ def target(
         data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
     tensors = _tensors(data)
     loss = next_token if loss is None else find_loss(loss)
-    made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask))
+    made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask), model=model)
     _require(made, mask or {})
     made = replace(made, mask=None if mask is None else _flat_mask(made, mask))
     if isinstance(loss, AnchorLoss):
@@ -273,17 +306,16 @@ def _require(made: Target, mask: Mapping[str, Tensor]) -> None:
 
 
 def _bound(made: Target, loss: AnchorLoss) -> Target:
-    """Give a loss to the anchor its anchor: outputs that are kept, or a module that computes them."""
-    # parameters are shared and not copied: chains never write to them
-    shared = {id(part): part for part in [*made.module.parameters(), *made.module.buffers()]}
-    anchor = copy.deepcopy(made.module, shared).eval()
+    """Give a loss to the anchor its anchor: outputs that are kept, or the weights that give them."""
     inputs = made.data[0]
-    with torch.no_grad():
-        first = outputs_of(anchor, inputs[:1])
+    with torch.no_grad(), made.evaluating():
+        first = outputs_of(made.module, inputs[:1])
         if first.numel() * first.element_size() * made.n > KEPT:
-            return replace(made, loss=Recomputed(loss, anchor))
+            # chains never write to the module's own weights
+            here = {name: value.detach() for name, value in made.module.named_parameters()}
+            return replace(made, loss=Recomputed(loss, here))
         # in the blocks in which the loss over all data is taken, so that it is zero there to the last bit
-        kept = torch.cat([outputs_of(anchor, part) for part in inputs.split(rows_at_once(inputs))])
+        kept = torch.cat([outputs_of(made.module, part) for part in inputs.split(rows_at_once(inputs))])
     return replace(made, loss=OutputLoss(loss.of), data=(inputs, kept), given=made.data)
 
 

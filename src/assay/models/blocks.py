@@ -134,6 +134,59 @@ class Blocks:
             self.model.module(input_ids=ids, past_key_values=cache, use_cache=True, **few_logits(self.model))
         return recorded
 
+    def entering(self, ids: Tensor, layer: int) -> Tensor:
+        """What enters a block, from the blocks before it alone.
+
+        Args:
+            ids: whole prompts, (row, pos).
+            layer: of the block.
+
+        Returns:
+            Residual stream, (row, pos, d_model).
+        """
+        found: list[Tensor] = []
+
+        def watch(index: int, forward: Forward) -> Forward:
+            def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                if index < layer:
+                    return forward(hidden_states, *args, **kwargs)
+                if index == layer:
+                    found.append(hidden_states)
+                return _returned(self._lengths[index], hidden_states)
+
+            return run
+
+        with torch.no_grad(), standing_aside(self.model, watch):
+            self.model.module(input_ids=ids, use_cache=False, **few_logits(self.model))
+        return found[0]
+
+    @contextmanager
+    def entered(self, layer: int, resid: Callable[[], Tensor | None]) -> Generator[None]:
+        """Begin the model's own passes at a block for a while.
+
+        Args:
+            layer: of the block; those before it stand aside.
+            resid: asked by each block of the pass for what enters the first one, (row, pos, d_model); None
+                lets it be an ordinary pass.
+
+        Yields:
+            Nothing; passes are ordinary ones again afterwards.
+        """
+
+        def begin(index: int, forward: Forward) -> Forward:
+            def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                given = resid()
+                if given is not None and index < layer:
+                    return _returned(self._lengths[index], hidden_states)
+                if given is not None and index == layer:
+                    hidden_states = given
+                return forward(hidden_states, *args, **kwargs)
+
+            return run
+
+        with standing_aside(self.model, begin):
+            yield
+
     def readout(self, resid: Tensor) -> Tensor:
         """Logits of residual vectors, by everything the model does after its last block.
 
