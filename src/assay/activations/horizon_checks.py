@@ -3,11 +3,10 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.activations.data_set_checks import INVARIANT, few_inputs, unchanged
+from assay.estimates.checks import Check, graded
 
-INVARIANT = 1e-3
 UNCLEAR = 0.5
-ENOUGH = 20
 
 
 def horizon_checks(dataset: xr.Dataset) -> list[Check]:
@@ -22,16 +21,13 @@ def horizon_checks(dataset: xr.Dataset) -> list[Check]:
     checks = [_unedited(dataset)]
     if "baseline_effect" in dataset:
         checks.append(_baseline(dataset))
-    return [*checks, _tried(dataset), _inputs(dataset)]
+    return [*checks, _tried(dataset), few_inputs("H304", dataset)]
 
 
 def _unedited(dataset: xr.Dataset) -> Check:
     error = float(dataset["unedited_effect"])
     message = f"Readers that read everything change the loss by {error:.1e} nats; they should not."
-    if error <= INVARIANT:
-        return Check("H301", "forgetting nothing changes the loss", "pass", error, message)
-    remedy = "Load the model in float32; if it is, run `assay doctor` on it."
-    return Check("H301", "forgetting nothing changes the loss", "fail", error, message, remedy)
+    return unchanged("H301", "forgetting nothing changes the loss", error, message)
 
 
 def _baseline(dataset: xr.Dataset) -> Check:
@@ -40,10 +36,8 @@ def _baseline(dataset: xr.Dataset) -> Check:
     worse = kl["effect"].values[forgets] >= kl["baseline_effect"].values[forgets]
     share = float(np.mean(worse)) if worse.size else 0.0
     message = f"At {share:.0%} of the horizons forgetting as many sources of any distance does no more (KL)."
-    if share <= UNCLEAR:
-        return Check("H302", "distance does not matter", "pass", share, message)
     remedy = "What is read does not depend on how far back it was written; do not speak of a horizon."
-    return Check("H302", "distance does not matter", "warn", share, message, remedy)
+    return graded("H302", "distance does not matter", share, (UNCLEAR, np.inf), message, remedy)
 
 
 def _tried(dataset: xr.Dataset) -> Check:
@@ -54,12 +48,3 @@ def _tried(dataset: xr.Dataset) -> Check:
         return Check("H303", "the horizon is farther than was tried", "pass", float(beyond), message)
     remedy = f"Try longer ones, up to {longest}, which forgets nothing."
     return Check("H303", "the horizon is farther than was tried", "warn", float(beyond), message, remedy)
-
-
-def _inputs(dataset: xr.Dataset) -> Check:
-    count = dataset.sizes["input"]
-    message = f"The intervals rest on {count} inputs."
-    if count >= ENOUGH:
-        return Check("H304", "few inputs", "pass", float(count), message)
-    remedy = f"A bootstrap over fewer than {ENOUGH} inputs gives intervals that are too narrow; pass more."
-    return Check("H304", "few inputs", "warn", float(count), message, remedy)

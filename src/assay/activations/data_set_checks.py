@@ -1,0 +1,43 @@
+"""What every measurement over a data set is judged by."""
+
+import xarray as xr
+
+from assay.estimates.checks import Check, graded
+
+INVARIANT = 1e-3
+"""Nats by which a model that is not edited may be from itself: rounding."""
+ENOUGH = 20
+
+
+def unchanged(code: str, title: str, error: float, message: str) -> Check:
+    """Whether the model, taken apart and put together again, is still the model.
+
+    Args:
+        code: of the check.
+        title: what is wrong when it does not pass.
+        error: how far it is from itself, nats.
+        message: one sentence with the figure in it.
+
+    Returns:
+        The verdict.
+    """
+    remedy = "Load the model in float32; if it is, run `assay doctor` on it."
+    return graded(code, title, error, (INVARIANT, INVARIANT), message, remedy)
+
+
+def few_inputs(code: str, dataset: xr.Dataset) -> Check:
+    """Whether there are inputs enough for a bootstrap over them.
+
+    Args:
+        code: of the check.
+        dataset: with a dimension ``input``.
+
+    Returns:
+        The verdict.
+    """
+    count, title = dataset.sizes["input"], "few inputs"
+    message = f"The intervals rest on {count} inputs."
+    if count >= ENOUGH:
+        return Check(code, title, "pass", float(count), message)
+    remedy = f"A bootstrap over fewer than {ENOUGH} inputs gives intervals that are too narrow; pass more."
+    return Check(code, title, "warn", float(count), message, remedy)
