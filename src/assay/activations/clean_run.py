@@ -25,6 +25,8 @@ TESTED = ("loss_difference", "logit_difference")
 """The metrics that are zero on average where an edit does nothing; the others cannot fall on both sides."""
 ROWS = 512
 """Rows compared at once: fewer, and the unembedding's weights are read from memory too often."""
+WHOLE_ROWS = 128
+"""Rows of the clean run whose logits are taken whole at once."""
 SLICE = 1024
 """Entries of the vocabulary on a processor, whose logits for that many rows stay in the second cache."""
 
@@ -64,11 +66,11 @@ class CleanRun:
         following = recording.ids.roll(-1, dims=1)[:, list(read)].flatten()
         unembedding = Unembedding.of(recording.blocks, resid[-2:])
         mean_map, logs, tokens = [], [], []
-        for start in range(0, len(resid), ROWS):
-            here = slice(start, start + ROWS)
+        for start in range(0, len(resid), WHOLE_ROWS):
+            here = slice(start, start + WHOLE_ROWS)
             log = log_probabilities(recording.readout(resid[here]))
-            first = log.argmax(-1)
-            foil = log.scatter(-1, following[here, None], -torch.inf).argmax(-1)
+            first, second = log.topk(2, -1).indices.unbind(-1)
+            foil = torch.where(first == following[here], second, first)
             probabilities = log.exp()
             excess = probabilities.sum(
                 -1, keepdim=True

@@ -105,16 +105,17 @@ class LayerSurgery(Measurement):
         read = positions_read(recording.ids.shape[1], self.read)
         clean = CleanRun.of(recording, read)
         found = self._surgeries(model)
+        one = clean.rows(0, 1)
         pieces = {
             "effect": self._run(clean, found).permute(1, 2, 0),
             "unedited": run_courses(
-                recording, [usual(model.n_layers)], clean.measure, positions=read, afresh=True
+                one.recording, [usual(model.n_layers)], one.measure, positions=read, afresh=True
             )[0],
             "clean_loss": clean.loss,
         }
         if start < self.baseline_inputs:
-            few = recording.rows(0, min(stop, self.baseline_inputs) - start)
-            pieces["random"] = self._random(CleanRun.of(few, read), found, start).permute(1, 2, 0)
+            few = min(stop, self.baseline_inputs) - start
+            pieces["random"] = self._random(clean.rows(0, few), found, start).permute(1, 2, 0)
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:

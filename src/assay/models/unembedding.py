@@ -205,9 +205,9 @@ class Unembedding:
         held: list[Tensor] = []
         size = self.linear.out_features
 
-        def hold(states: Tensor) -> Tensor:
-            held.append(states)
-            return states.new_zeros(1).expand(*states.shape[:-1], size)
+        def hold(input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
+            held.append(input)
+            return input.new_zeros(1).expand(*input.shape[:-1], size)
 
         try:
             self.linear.forward = hold
