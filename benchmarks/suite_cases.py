@@ -13,7 +13,7 @@ from assay.zoo import deep_linear
 from assay.zoo.densities import NormalCrossing, Separable
 from assay.zoo.gibbs import gibbs
 
-SIZES = ((1e2, 1e3, 26), (1e3, 1e4, 26), (1e4, 1e5, 12))
+SIZES = ((1e2, 1e3, 26), (1e3, 1e4, 26), (1e4, 1e5, 12), (3.4e4, 1e5, 6))
 """Deep linear networks: parameters from, to, and how many of them."""
 SEED = 2026
 

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from torch import nn
 
 from assay.errors import BadInput
 from assay.estimates.convergence import convergence
+from assay.landscape.defaults import stepping
 from assay.landscape.learning_coefficient import LearningCoefficient, learning_coefficient
 from assay.landscape.learning_coefficient_checks import judge
 from assay.landscape.losses import squared_error
+from assay.landscape.samplers.adjusted import AdjustedSGLD
+from assay.landscape.samplers.persistent import PersistentSGLD
+from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.target import target
 from assay.runs.measurement import from_settings, settings
 from assay.runs.result import Result
@@ -203,10 +208,21 @@ def test_a_chain_that_diverged_is_named_and_left_out(measured: Result) -> None:
 
 def test_when_all_diverge_there_is_no_number() -> None:
     _, module, data = network((3, 4, 3), 2, 60)
-    result = learning_coefficient(module, squared_error, data, step_size=10.0, draws=60, burn_in=0)
+    result = learning_coefficient(
+        module, squared_error, data, step_size=10.0, draws=60, burn_in=0, momentum=0.0
+    )
     assert math.isnan(float(result.dataset["llc"]))
     assert verdicts(result)["L201"] == "fail"
     assert result.chart().to_dict()
+
+
+def test_chains_whose_steps_are_all_refused_fail_and_do_not_pass_for_a_narrow_interval() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    result = learning_coefficient(module, squared_error, data, step_size=10.0, draws=60, burn_in=0)
+    assert result.dataset.attrs["exact"]
+    assert float(result.dataset["llc"]) == pytest.approx(0, abs=1e-9)  # no chain ever left the anchor
+    assert float(result.dataset["acceptance"].max()) < 0.01
+    assert verdicts(result)["L209"] == "fail"
 
 
 @pytest.mark.parametrize(
@@ -227,11 +243,11 @@ def test_when_all_diverge_there_is_no_number() -> None:
         ("L202", {"llc_raw": 3.0, "anchor_downhill": 4.0}, "fail"),
         ("L207", {"unexplored": 0.3}, "pass"),
         ("L207", {"unexplored": 0.7}, "warn"),
-        ("L208", {"llc": 10.0, "llc_low": 9.5, "llc_high": 10.5}, "pass"),
-        ("L208", {"llc": 10.0, "llc_low": 8.5, "llc_high": 11.5}, "warn"),
-        ("L208", {"llc": 10.0, "llc_low": 5.0, "llc_high": 15.0}, "fail"),
+        ("L208", {"llc": 10.0, "llc_low": 9.6, "llc_high": 10.4}, "pass"),
+        ("L208", {"llc": 10.0, "llc_low": 9.2, "llc_high": 10.8}, "warn"),
+        ("L208", {"llc": 10.0, "llc_low": 8.8, "llc_high": 11.2}, "fail"),
         ("L209", {"acceptance": 0.9}, "pass"),
-        ("L209", {"acceptance": 0.2}, "warn"),
+        ("L209", {"acceptance": 0.3}, "warn"),
         ("L209", {"acceptance": np.nan}, "pass"),
     ],
 )
@@ -313,6 +329,28 @@ def test_every_sampler_calibrates_itself(sampler: str) -> None:
     assert found.attrs["sampler"] == sampler
 
 
+def test_what_a_sampler_is_told_reaches_it_however_it_is_said() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    few = {"step_size": 1e-3, "draws": 30, "burn_in": 20, "chains": 2}
+
+    def loss(**given: Any) -> np.ndarray:
+        return learning_coefficient(module, squared_error, data, **few, **given).dataset["loss"].to_numpy()
+
+    told = loss(sampler="baoab", sampler_settings={"friction": 7})
+    np.testing.assert_array_equal(told, loss(sampler="baoab", sampler_settings=["friction=7.0"]))
+    assert not np.array_equal(told, loss(sampler="baoab"))
+    kept = loss(momentum=0.5)
+    np.testing.assert_array_equal(kept, loss(sampler_settings=["adjusted=true", "momentum=0.5"]))
+    assert not np.array_equal(kept, loss(sampler_settings={"adjusted": False, "momentum": 0.5}))
+
+
+def test_many_parameters_and_batches_are_walked_without_accepting_or_rejecting() -> None:
+    assert isinstance(stepping("sgld", {}, 32, None), AdjustedSGLD)
+    assert stepping("sgld", {}, 33, None) == PersistentSGLD(0.9)
+    assert stepping("sgld", {}, 2, 10) == stepping("sgld", {"momentum": 0.0}, 2, None) == SGLD()
+    assert stepping("sgld", {"adjusted": True, "momentum": 0.0}, 99, None) == AdjustedSGLD(0.0)
+
+
 def test_with_batches_there_is_no_momentum_and_no_variance() -> None:
     _, module, data = network((3, 4, 3), 2, 60)
     found = learning_coefficient(module, squared_error, data, batch_size=20, draws=100, burn_in=100).dataset
@@ -337,7 +375,17 @@ def test_below_the_anchor_there_is_no_number() -> None:
         ({"bias_tolerance": 1.0}, "bias_tolerance"),
         ({"budget": 50}, "budget"),
         ({"momentum": 1.0}, "momentum"),
-        ({"momentum": 0.5, "sampler": "hmc"}, "of 'sgld' alone"),
+        ({"momentum": 0.5, "sampler": "hmc"}, "no setting 'momentum'; it has leapfrog, jitter"),
+        ({"momentum": 0.5, "sampler_settings": {"momentum": 0.5}}, "given twice"),
+        ({"sampler_settings": {"friction": 5.0}}, "no setting 'friction'; it has momentum, adjusted"),
+        ({"sampler_settings": ["friction"], "sampler": "baoab"}, "such as friction=5.0"),
+        ({"sampler_settings": {"friction": -1.0}, "sampler": "baoab"}, "friction=-1.0"),
+        ({"sampler_settings": {"leapfrog": 2.5}, "sampler": "hmc"}, "a whole number"),
+        ({"sampler_settings": {"friction": math.nan}, "sampler": "sghmc"}, "expected a number"),
+        ({"sampler_settings": {"adjusted": 1}}, "true or false"),
+        ({"sampler_settings": {"adjusted": True}, "batch_size": 10}, "accepts or rejects"),
+        ({"sampler": "psgld", "burn_in": 199}, "burn-in is 199 steps, and sampler 'psgld' adapts for 200"),
+        ({"sampler": "psgld", "budget": 300}, "burn-in is 150 steps"),
         ({"second_temperature": 1.0}, "ratio above 1"),
         ({"fluctuation_draws": 1}, "fluctuation_draws"),
         ({"sampler": "mala", "batch_size": 8}, "all of the data"),

@@ -50,3 +50,13 @@ def tempered_excess(powers: Sequence[float], prior_powers: Sequence[float], n_be
     scaled = n_beta * np.exp(-grid)
     weight = density * np.exp(-scaled)
     return float((scaled * weight).sum() / weight.sum())
+
+
+def crossing_energy(powers: tuple[float, float], n_beta: float, localization: float) -> float:
+    """E[n beta K] of K = |w_1|^p_1 |w_2|^p_2 under exp(-n beta K - localization / 2 ||w||^2), on a grid of ln w."""
+    logarithm = np.linspace(-30, np.log(9), 4000)
+    w = np.exp(logarithm)
+    excess = n_beta * w[:, None] ** powers[0] * w[None, :] ** powers[1]
+    squared = w[:, None] ** 2 + w[None, :] ** 2
+    weight = np.exp(-excess - localization / 2 * squared) * w[:, None] * w[None, :]
+    return float((excess * weight).sum() / weight.sum())

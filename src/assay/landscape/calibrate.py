@@ -30,7 +30,7 @@ from assay.landscape.calibration import Aim, run
 from assay.landscape.chains import Chains, walk
 from assay.landscape.estimators import NUMBERS, Draws, mean
 from assay.landscape.learning_coefficient import LearningCoefficient
-from assay.landscape.learning_coefficient_settings import require
+from assay.landscape.learning_coefficient_settings import require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look
 from assay.landscape.target import Data, Target, target
@@ -109,7 +109,7 @@ class Calibrate(Measurement):
             draws=self.draws,
             burn_in=self.burn_in,
             batch_size=self.batch_size,
-            momentum=self.momentum,
+            sampler_settings=sampler_settings_of("sgld", None, self.momentum),
             seed=self.seed,
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.estimates.convergence import convergence
+from assay.estimates.convergence import Convergence, convergence
 from assay.estimates.estimate import mean_interval
 from assay.landscape.chains import Walk
 from assay.runs.measurement import Pieces
@@ -128,7 +128,8 @@ def summary(excess: np.ndarray) -> dict[str, Any]:
     half = excess.shape[1] // 2
     drift, drift_stderr, *_ = mean_interval(excess[:, half:].mean(1) - excess[:, :half].mean(1))
     value, stderr, low, high = (float(part) for part in mean_interval(excess.mean(1)))
-    judged = convergence(excess)
+    # chains that all stay where they are have no variance to compare
+    judged = convergence(excess) if np.ptp(excess) else Convergence(1.0, float(excess.size), 0.0)
     # a few chains may agree by luck: never narrower than what the autocorrelation of the draws allows
     wider = max(1.0, judged.mcse / stderr) if stderr > 0 else 1.0
     return {

@@ -18,7 +18,7 @@ something at a minimum; chains explore flat directions slowly. The checks say wh
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
@@ -30,18 +30,17 @@ from torch import Tensor, nn
 from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
-from assay.landscape.defaults import MOMENTUM, affordable_steps, cheap_batch
+from assay.landscape.defaults import affordable_steps, cheap_batch, stepping
 from assay.landscape.estimators import Draws, aligned, mean, named, slope, variance, wbic
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
 from assay.landscape.learning_coefficient_checks import judge
-from assay.landscape.learning_coefficient_settings import require
+from assay.landscape.learning_coefficient_settings import Setting, require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look
 from assay.landscape.probe import Probe
 from assay.landscape.samplers import sampler_of
-from assay.landscape.samplers.persistent import PersistentSGLD
 from assay.landscape.samplers.sampler import Sampler
 from assay.landscape.target import Data, Target, target
 from assay.landscape.walks import bias_of_loss
@@ -71,8 +70,9 @@ class LearningCoefficient(Measurement):
         burn_in: steps before them, never averaged; until nothing drifts when None.
         batch_size: examples in a batch; None takes all of the data at each step, "auto" as many as are cheap.
         sampler: by which steps; a name of `assay.landscape.samplers`.
-        momentum: of sampler "sgld": the share of its momentum that a step keeps, from 0 to below 1; 0.9 with all
-            of the data in each step and 0 with batches when None.
+        sampler_settings: of the sampler, by name; what is not given is its own, and of "sgld" `momentum` (the share
+            that a step keeps, from 0 to below 1) is 0.9 with all of the data in each step and 0 with batches, and
+            `adjusted` (each step is accepted or rejected) is so with momentum and 32 parameters or fewer.
         relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
         bias_tolerance: what the step size may add before it is subtracted, as a share of the estimate.
         budget: steps of each chain, burn-in included; between 2,000 and 20,000 by the work of a step when None.
@@ -85,7 +85,7 @@ class LearningCoefficient(Measurement):
     """
 
     name: ClassVar[str] = "learning_coefficient"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     data: str
     loss: str
     step_size: float | Literal["auto"] = "auto"
@@ -96,7 +96,7 @@ class LearningCoefficient(Measurement):
     burn_in: int | None = None
     batch_size: int | Literal["auto"] | None = "auto"
     sampler: str = "sgld"
-    momentum: float | None = None
+    sampler_settings: dict[str, Setting] = field(default_factory=dict[str, Setting])
     relative_error: float = 0.02
     bias_tolerance: float = 0.05
     budget: int | None = None
@@ -127,10 +127,11 @@ class LearningCoefficient(Measurement):
 
     def stepping(self, model: Target) -> Sampler:
         """Give the sampler."""
-        if self.sampler != "sgld":
-            return sampler_of(self.sampler)
-        kept = self.momentum if self.momentum is not None else 0.0 if self.batch(model) else MOMENTUM
-        return PersistentSGLD(kept) if kept else sampler_of("sgld")
+        return stepping(self.sampler, self.sampler_settings, self.parameters(model), self.batch(model))
+
+    def parameters(self, model: Target) -> int:
+        """Give how many parameters move."""
+        return int(model.mask.sum()) if model.mask is not None else model.d
 
     def plan(self, model: Target) -> Sequence[Unit]:
         """Groups of chains.
@@ -185,7 +186,9 @@ class LearningCoefficient(Measurement):
         traces = {name: getattr(found.walk, name).cpu() for name in TRACES if name != "loss_bias"}
         traces["loss_bias"] = falls_on_loss.cpu()
         acceptance = torch.full_like(chains.n_beta, torch.nan)
-        if not isinstance(found.walking, Frugal):
+        if "acceptance" in found.walk.reports:
+            acceptance = found.walk.reports["acceptance"][:, found.burn_in :].mean(1)
+        elif not isinstance(found.walking, Frugal):
             acceptance = Probe(model, chains).acceptance(found.walking.position, found.step_size, self.seed)
         pieces = {
             **{f"trace_{name}": trace[:count] for name, trace in traces.items()},
@@ -210,7 +213,7 @@ class LearningCoefficient(Measurement):
         loss, bias, loss_bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
         kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
         draws = Draws(loss[kept, after], loss_bias[kept, after], n_beta, baseline)
-        parameters = int(model.mask.sum()) if model.mask is not None else model.d
+        parameters = self.parameters(model)
         hot = None
         if self.second_temperature is not None:
             hot = Draws(
@@ -267,14 +270,15 @@ class LearningCoefficient(Measurement):
 
     def _attrs(self, model: Target) -> dict[str, Any]:
         """Say what was estimated, and by which settings where they were found."""
-        stepping = self.stepping(model)
+        sampler = self.stepping(model)
         return {
             "model": model.source,
             "loss": self.loss,
             "examples": model.n,
             "batch_size": self.batch(model) or model.n,
-            "sampler": stepping.name,
-            "momentum": getattr(stepping, "momentum", 0.0),
+            "sampler": sampler.name,
+            "momentum": getattr(sampler, "momentum", 0.0),
+            "exact": sampler.exact,
             "relative_error": self.relative_error,
             "bias_tolerance": self.bias_tolerance,
         }
@@ -304,6 +308,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     batch_size: int | Literal["auto"] | None = "auto",
     sampler: str = "sgld",
     momentum: float | None = None,
+    sampler_settings: Mapping[str, float] | Sequence[str] | None = None,
     mask: Mapping[str, Tensor] | str | None = None,
     seed: int = 0,
     relative_error: float = 0.02,
@@ -336,6 +341,10 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         sampler: by which steps: "sgld", "psgld", "sghmc", "sgnht", "baoab", or on all of the data "mala" or "hmc".
         momentum: of "sgld": the share of its momentum that a step keeps. 0.9 with all of the data in each step and
             0, which is plain Langevin dynamics, with batches when not given.
+        sampler_settings: what else the sampler can be told, as a mapping or as words: ``{"friction": 5.0}``,
+            ``["friction=5.0"]``. "sgld" has momentum and adjusted (accept or reject each step; so where it keeps
+            momentum and moves 32 parameters or fewer), "psgld" adapt and damping, "sghmc" friction and noise,
+            "sgnht" diffusion and inertia, "baoab" friction, "hmc" leapfrog and jitter (`assay.landscape.samplers`).
         mask: parameter name -> bool tensor, true where it moves; parameters not named stay. Or words: ``"head.3.5"``
             or ``"mlp.3"`` of a loaded language model, ``"layers.0.*"`` of any module.
         seed: of noise and batches.
@@ -371,7 +380,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         burn_in=burn_in,
         batch_size=batch_size,
         sampler=sampler,
-        momentum=momentum,
+        sampler_settings=sampler_settings_of(sampler, sampler_settings, momentum),
         relative_error=relative_error,
         bias_tolerance=bias_tolerance,
         budget=budget,

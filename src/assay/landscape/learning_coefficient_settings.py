@@ -1,13 +1,77 @@
 """Refusing settings of an estimate that are out of range."""
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from assay.errors import BadInput
-from assay.landscape.samplers import sampler_of
+from assay.landscape.samplers import SAMPLERS, sampler_of
 from assay.landscape.target import Target
 
 if TYPE_CHECKING:
     from assay.landscape.learning_coefficient import LearningCoefficient
+
+Setting = bool | int | float
+LANGEVIN: Mapping[str, type] = {"momentum": float, "adjusted": bool}
+"""Settings of "sgld", whose kinds are several samplers."""
+
+
+def sampler_settings_of(
+    sampler: str, given: Mapping[str, float] | Sequence[str] | None, momentum: float | None = None
+) -> dict[str, Setting]:
+    """Read the settings of a sampler.
+
+    Args:
+        sampler: its name.
+        given: settings by name, or words such as ``friction=5.0``.
+        momentum: another way to give that of "sgld".
+
+    Returns:
+        Settings by name, in order of the alphabet.
+
+    Raises:
+        BadInput: no such sampler or setting, a value of another type, or a setting given twice.
+    """
+    sampler_of(sampler)
+    known = {field.name: field.type for field in fields(SAMPLERS[sampler])} if sampler != "sgld" else LANGEVIN
+    pairs: list[tuple[str, Any]] = list(given.items()) if isinstance(given, Mapping) else []
+    if given is not None and not isinstance(given, Mapping):
+        pairs = [_pair(word) for word in given]
+    if momentum is not None:
+        pairs.append(("momentum", momentum))
+    found: dict[str, Setting] = {}
+    for name, value in sorted(pairs, key=lambda pair: pair[0]):
+        if name not in known:
+            raise BadInput(
+                f"sampler {sampler!r} has no setting {name!r}; it has {', '.join(known) or 'none'}."
+            )
+        if name in found:
+            raise BadInput(f"{name} of sampler {sampler!r} is given twice: give it once.")
+        found[name] = _value(f"{name} of sampler {sampler!r}", value, known[name])
+    return found
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise BadInput(f"sampler_settings has {word!r}: write a name and a value, such as friction=5.0.")
+    return name.strip(), value.strip()
+
+
+def _value(name: str, value: Any, kind: Any) -> Setting:
+    """Read a value of a type, or a word for it."""
+    written = str(value).lower()
+    if kind is bool and written in ("true", "false"):
+        return written == "true"
+    if kind is not bool:
+        with suppress(ValueError):
+            number = float(written)
+            if math.isfinite(number) and (kind is float or number.is_integer()):
+                return kind(number)
+    expected = "true or false" if kind is bool else "a whole number" if kind is int else "a number"
+    raise BadInput(f"{name} is {value!r}: expected {expected}.")
 
 
 def require(settings: "LearningCoefficient", model: Target) -> None:
@@ -16,8 +80,7 @@ def require(settings: "LearningCoefficient", model: Target) -> None:
     Raises:
         BadInput: with what was passed and what is expected.
     """
-    s, n = settings, model.n
-    exact = sampler_of(s.sampler).exact
+    s, n, sampler = settings, model.n, settings.stepping(model)
     needs = {
         f"step_size={s.step_size}: it must be above 0": s.step_size == "auto" or s.step_size > 0,
         f"n_beta={s.n_beta}: it must be above 0": s.n_beta is None or s.n_beta > 0,
@@ -32,16 +95,12 @@ def require(settings: "LearningCoefficient", model: Target) -> None:
         f"relative_error={s.relative_error}: it must be above 0": s.relative_error > 0,
         f"bias_tolerance={s.bias_tolerance}: above 0 and below 1": 0 < s.bias_tolerance < 1,
         f"budget={s.budget}: burn-in and draws need at least 100 steps": s.budget is None or s.budget >= 100,
-        f"momentum={s.momentum}: from 0 to below 1": s.momentum is None or 0 <= s.momentum < 1,
-        f"momentum={s.momentum} with sampler {s.sampler!r}: it is a setting of 'sgld' alone": s.momentum
-        is None
-        or s.sampler == "sgld",
         f"second_temperature={s.second_temperature}: a ratio above 1": s.second_temperature is None
         or s.second_temperature > 1,
         f"fluctuation_draws={s.fluctuation_draws}: 0, or at least 2": s.fluctuation_draws == 0
         or s.fluctuation_draws >= 2,
-        f"batch_size={s.batch_size} with sampler {s.sampler!r}, which needs all of the data: pass None": not exact
-        or s.batch_size in ("auto", None),
+        f"batch_size={s.batch_size} with sampler {s.sampler!r} that accepts or rejects, which needs all of the data: "
+        "pass None": not sampler.exact or s.batch(model) is None,
         "the settings name other data than those passed: build them from the same data": s.data
         == model.data_hash(),
     }
@@ -54,3 +113,9 @@ def require(settings: "LearningCoefficient", model: Target) -> None:
     for message, holds in needs.items():
         if not holds:
             raise BadInput(f"{message}.")
+    burnt = s.burn_in if s.burn_in is not None else s.steps(model) // 2
+    if burnt < sampler.warm_up:
+        raise BadInput(
+            f"burn-in is {burnt} steps, and sampler {s.sampler!r} adapts for {sampler.warm_up}, which are never draws: "
+            "take a longer burn_in or budget."
+        )

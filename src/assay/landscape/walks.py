@@ -58,9 +58,12 @@ def bias_of_loss(walk: Walk, chains: Chains, sampler: Sampler) -> Tensor:
 
     The bias of E[U] is that of :math:`n\beta L` and that of the localization together. The sampler's law gives the
     second from :math:`\gamma\,(w - w^*) \cdot \nabla U` in the place of :math:`\lVert \nabla U \rVert^2`. It matters
-    where most directions are held by the localization alone. A preconditioner is taken for 1 here.
+    where most directions are held by the localization alone. A preconditioner G weighs both alike: with the steps of a
+    coordinate scaled by :math:`\sqrt{G_i}` it is the law without one, and so
+    :math:`\gamma\,\sum_i G_i\,(w - w^*)_i\,\partial_i U` stands for :math:`\sum_i G_i\,(\partial_i U)^2`.
     """
     step_size, localization = (
         part.to(walk.virial)[:, None] for part in (chains.step_size, chains.localization)
     )
-    return walk.bias - sampler.bias(step_size, 2 * localization * walk.virial)
+    virial = walk.reports.get("scaled_virial", walk.virial)
+    return walk.bias - sampler.bias(step_size, 2 * localization * virial)

@@ -32,6 +32,7 @@ class State(NamedTuple):
         scale: G, (chain, d).
         root: of G, (chain, d); taking it anew at each step costs as much as the noise.
         squares: sum of squared slopes so far, (chain, d).
+        start: where they began, the anchor, (chain, d).
         free: number of coordinates that move, (chain, 1).
         taken: steps so far.
     """
@@ -40,6 +41,7 @@ class State(NamedTuple):
     scale: Tensor
     root: Tensor
     squares: Tensor
+    start: Tensor
     free: Tensor
     taken: int
 
@@ -56,7 +58,7 @@ class PSGLD:
 
     name: ClassVar[str] = "psgld"
     exact: ClassVar[bool] = False
-    reports: ClassVar[tuple[str, ...]] = ()
+    reports: ClassVar[tuple[str, ...]] = ("scaled_virial",)
     adapt: int = 200
     damping: float = 0.1
 
@@ -74,7 +76,7 @@ class PSGLD:
     def init(self, position: Tensor, noise: Tensor, free: Tensor) -> State:
         """Begin at a position, (chain, d), without preconditioner."""
         one = torch.ones_like(position)
-        return State(position, one, one, torch.zeros_like(position), free, 0)
+        return State(position, one, one, torch.zeros_like(position), position, free, 0)
 
     def step(
         self, state: State, potential: Potential, chance: Chance, step_size: Tensor
@@ -88,10 +90,12 @@ class PSGLD:
             scale = preconditioner(squares, state.free, self.damping)
             root, squares = scale.sqrt(), squares[:, :0]  # the sums are of no more use
         scaled = point.slope * scale
+        virial = torch.linalg.vecdot(state.position - state.start, scaled) / 2
         position = state.position.addcmul(chance.noise * root, step_size.sqrt())
         position = position.addcmul_(scaled, step_size, value=-0.5)
-        after = State(position, scale, root, squares, state.free, state.taken + 1)
-        return after, Seen(point, bias(step_size[:, 0], torch.linalg.vecdot(point.slope, scaled)))
+        after = State(position, scale, root, squares, state.start, state.free, state.taken + 1)
+        added = bias(step_size[:, 0], torch.linalg.vecdot(point.slope, scaled))
+        return after, Seen(point, added, (virial,))
 
     def bias(self, step_size: Tensor, squared_slope: Tensor) -> Tensor:
         """Give the first-order bias of E[U], from the squared norm of slopes weighted by G."""
