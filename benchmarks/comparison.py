@@ -24,8 +24,13 @@ from benchmarks.conditions import ROOT, conditions
 from benchmarks.promises import Turns, figure, time_summary
 from benchmarks.work import write_work
 
+ENVIRONMENTS = {"norm_free": "transformer_lens"}
+"""Of sides that run in another peer's environment."""
+
 Cells = list[tuple[int, int]]
 Say = Callable[[str], None]
+CELLWISE = {"restored", "kl_of_component"}
+"""Results with one number a cell."""
 
 
 class Side:
@@ -36,13 +41,18 @@ class Side:
     """
 
     def __init__(self, name: str, work: Path, model: str, device: str, threads: int) -> None:
-        python = ROOT / ".venv-peers" / name / "bin" / "python"
+        python = ROOT / ".venv-peers" / ENVIRONMENTS.get(name, name) / "bin" / "python"
         worker = [str(python) if python.exists() else sys.executable, "-m", f"benchmarks.peers.{name}"]
         self.name = name
         self._process = subprocess.Popen(
             [*worker, str(work), model, "--device", device, "--threads", str(threads)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": str(ROOT / "src"),  # a peer's environment has no Assay
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
@@ -166,11 +176,11 @@ def _agreement(turns: dict[str, Turns], shape: tuple[int, int]) -> dict[str, dic
 
 
 def _result(turns: Turns, shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    """The last turn's result; of a trace the table that all turns filled, NaN where none went."""
+    """The last turn's result; of a trace or a scan the table that all turns filled, NaN where none went."""
     result = {name: np.array(value) for name, value in turns[-1]["result"].items()}
-    if "restored" in result:
-        result["restored"] = np.full(shape, np.nan)
+    for name in CELLWISE & set(result):
+        result[name] = np.full(shape, np.nan)
         for turn in turns:
             layers, positions = zip(*turn["cells"], strict=True)
-            result["restored"][list(layers), list(positions)] = turn["result"]["restored"]
+            result[name][list(layers), list(positions)] = turn["result"][name]
     return result

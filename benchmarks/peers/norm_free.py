@@ -1,61 +1,45 @@
-"""TransformerLens on a GPT-2 without LayerNorm, from both of its forms: run in TransformerLens' environment.
+"""TransformerLens on the GPT-2 without LayerNorm of `benchmarks.peers.norms`, built from both published forms."""
 
-    .venv-peers/transformer_lens/bin/python -m benchmarks.peers.norm_free FOLDER
+import tempfile
+from functools import partial
 
-The folder is what ``assay.norms.export`` wrote, beside ``expected.safetensors`` with the tokens and logits of the model
-it was written from. Printed is the largest difference of a log-probability, for each way of building.
-"""
-
-import json
-import sys
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from assay.models.loading import load
+from assay.models.norms.epsilon import export
+from assay.models.norms.fixing import scale
+from benchmarks.peers.norms import gpt2
+from benchmarks.peers.worker import Answer, Task, Turn, Work, serve
 
-WAYS = {"as it is": ("kept", False), "folded": ("kept", True), "identity": ("identity", False)}
-"""What the norms are loaded as, and whether TransformerLens folds and centres the weights (compatibility mode)."""
 
-
-def add_tokenizer(folder: Path) -> None:
-    """Put a tokenizer into the folder, which a bridge insists on; tokens are given as ids all the same."""
-    vocabulary = {"<s>": 0, **{f"<{index}>": index for index in range(1, 128)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
+def boot(work: Work, folder: str, form: str) -> TransformerBridge:
+    """A bridge around one form: as it is (`switched_off`), with TransformerLens' own folding of it, as the identity."""
+    module = load(folder, norms="identity" if form == "identity" else "kept", device=work.device).module
+    bridge = TransformerBridge.boot_transformers(
+        folder, hf_model=module, tokenizer=AutoTokenizer.from_pretrained(work.model), device=work.device
     )
-    fast.save_pretrained(folder)
+    for part in bridge.modules():  # otherwise a bridge norms anew whatever stands in a norm's place
+        if isinstance(part, NormalizationBridge) and form == "identity":
+            part.use_native_layernorm_autograd = True
+    if form == "folded":
+        bridge.enable_compatibility_mode()
+    return bridge
 
 
-def main() -> None:
-    """Print the differences as JSON."""
-    folder = Path(sys.argv[1])
-    add_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    given = load_file(folder / "expected.safetensors")
-    expected = given["logits"].log_softmax(-1)
-    found: dict[str, float | str] = {}
-    for name, (norms, compatible) in WAYS.items():
-        module = load(folder, norms=norms).module  # type: ignore[arg-type]
-        bridge = TransformerBridge.boot_transformers(
-            str(folder), hf_model=module, tokenizer=tokenizer, device="cpu"
-        )
-        for part in bridge.modules():  # otherwise a bridge norms anew whatever stands in a norm's place
-            if isinstance(part, NormalizationBridge) and norms == "identity":
-                part.use_native_layernorm_autograd = True
-        if compatible:
-            bridge.enable_compatibility_mode()
-        with torch.no_grad():
-            logits = bridge(given["tokens"])
-        found[name] = float((logits.log_softmax(-1) - expected).abs().max())
-    print(json.dumps(found))
+def prepare(work: Work) -> dict[str, Task]:
+    """Boot a bridge around each form."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(scale(gpt2(), [work.tokens[0].tolist()], special=()), folder)
+        bridges = {form: boot(work, folder, form) for form in ("switched_off", "folded", "identity")}
+
+    def forward(form: str, turn: Turn) -> Answer:
+        return {"log_probability": bridges[form](work.tokens)[0, -1].log_softmax(-1)}
+
+    tasks = {form: partial(forward, form) for form in bridges}
+    return {**tasks, "forward": tasks["switched_off"]}
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare, ["torch", "transformer-lens"])
