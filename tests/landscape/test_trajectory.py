@@ -11,7 +11,6 @@ from torch import nn
 from assay.errors import BadInput
 from assay.estimates.convergence import convergence
 from assay.landscape.experiments import EXPERIMENTS, Experiment, experiment
-from assay.landscape.known import deep_linear as known_deep_linear
 from assay.landscape.learning_coefficient import learning_coefficient
 from assay.landscape.losses import squared_error
 from assay.landscape.trajectory import Trajectory, trajectory
@@ -257,7 +256,7 @@ def test_bad_settings(changed: dict[str, Any], message: str) -> None:
         measured(**changed)
 
 
-@pytest.mark.parametrize("name", ["dln"])
+@pytest.mark.parametrize("name", ["dln_narrow"])
 def test_an_experiment_is_what_trajectory_takes(name: str) -> None:
     made: Experiment = experiment(name, runs=2, seed=3)
     assert len(made.checkpoints) == 2
@@ -269,6 +268,7 @@ def test_an_experiment_is_what_trajectory_takes(name: str) -> None:
 def test_bad_experiments() -> None:
     assert set(EXPERIMENTS) == {
         "dln",
+        "dln_narrow",
         "toy_layernorm",
         "toy_without_layernorm",
         "modular_addition",
@@ -280,25 +280,40 @@ def test_bad_experiments() -> None:
         experiment("dln", runs=0)
 
 
-@pytest.mark.slow
-def test_from_saddle_to_saddle_the_estimate_sits_on_the_lines_of_theory() -> None:
-    made = experiment("dln")
-    result = trajectory(made.module, made.loss, made.data, made.checkpoints, **made.settings)
-    found = result.dataset
-    lines = found["known"].to_numpy()
-    assert lines == pytest.approx([known_deep_linear((10, 4, 4, 10), rank).at(1000) for rank in range(5)])
-    ranks = [
-        int((torch.linalg.svdvals(deep_linear.product(tuple(state.values()))) > 0.3).sum())
-        for state in made.checkpoints[0].values()
+def share_of_ranks(made: Experiment, found: xr.Dataset) -> tuple[float, list[float]]:
+    """On the plateaus: the share of intervals that cover theory, and the distance of each rank's median from it."""
+    target = torch.linalg.svdvals(torch.linalg.lstsq(*made.data).solution)
+    values = torch.stack(
+        [
+            torch.linalg.svdvals(deep_linear.product(tuple(state.values())))
+            for state in made.checkpoints[0].values()
+        ]
+    )[:, : len(found["known"]) - 1]
+    learned = values > 0.5 * target[: values.shape[1]]
+    settled = (((values / target[: values.shape[1]]) > 0.8) | (values < 0.01)).all(1).numpy()
+    ranks, lines = learned.sum(1).numpy(), found["known"].to_numpy()
+    theory = lines[ranks]
+    covered = (found["llc_low"] <= theory) & (theory <= found["llc_high"])
+    apart = [
+        float(np.median(found["llc"].to_numpy()[settled & (ranks == rank)])) - lines[rank]
+        for rank in range(len(lines))
+        if (settled & (ranks == rank)).sum() >= 3
     ]
-    flat = np.array([rank for rank in range(5) if ranks.count(rank) > 5])
-    assert len(flat) >= 4
-    for rank in flat:
-        here = np.array(ranks) == rank
-        distance = float(np.median(found["llc"].to_numpy()[here])) - lines[rank]
-        assert abs(distance) < 0.05 * lines[rank]
-    assert float(found["alignment"]) == 1.0
-    assert float(found["alignment_p"]) < 0.05
+    return float(covered.to_numpy()[settled].mean()), apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dln", "dln_narrow"])
+def test_from_saddle_to_saddle_the_estimate_sits_on_the_lines_of_theory(name: str) -> None:
+    made = experiment(name)
+    result = trajectory(made.module, made.loss, made.data, made.checkpoints, **made.settings)
+    covered, apart = share_of_ranks(made, result.dataset)
+    assert len(apart) >= 4
+    # of the standard error of a plateau's level, whose checkpoints share their random numbers: at most 0.25
+    assert max(np.abs(apart)) < 3 * 0.25
+    assert covered > 0.5
+    assert float(result.dataset["alignment"]) == 1.0
+    assert float(result.dataset["alignment_p"]) < 0.05
 
 
 def test_the_step_size_is_chosen_for_the_stiffest_checkpoint() -> None:

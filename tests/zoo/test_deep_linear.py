@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from assay.zoo import deep_linear
+from assay.zoo import deep_linear, training
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -78,6 +78,46 @@ def test_small_initialization_goes_from_saddle_to_saddle() -> None:
         for plateau in (5.0, 1.0, 0.0):
             assert int(((loss - plateau).abs() < 0.02).sum()) > 20
         assert float(loss[-1]) < 1e-3
+
+
+def test_few_examples_have_the_second_moments_of_many() -> None:
+    inputs, target = torch.rand(200, 3, generator=generator()), torch.randn(2, 3, generator=generator(1))
+    few, other = deep_linear.few_examples(inputs), torch.randn(2, 3, generator=generator(2))
+    assert few.shape == (3, 3)
+    errors = [((part @ (other - target).T).square().sum(1)).mean() for part in (inputs, few)]
+    assert_close(*errors)
+
+
+def test_many_are_trained_with_momentum_and_decay_on_batches_of_their_own() -> None:
+    inputs, target = torch.rand(12, 3, generator=generator()), torch.randn(2, 3, generator=generator(1))
+    settings = {"width": 5, "layers": 3, "smallness": 0.5, "rate": 0.02, "momentum": 0.8, "weight_decay": 0.1}
+    run = deep_linear.train_many(
+        2,
+        (inputs, inputs @ target.T),
+        **settings,
+        steps=7,
+        keep_every=2,
+        batch_size=4,
+        generator=generator(3),
+    )
+    assert run.steps == (0, 2, 4, 6, 7)
+    for seed, source in enumerate(training.generators(2, generator=generator(3))):
+        shapes = [(5, 3), (5, 5), (2, 5)]
+        layers = [(torch.randn(shape, generator=source) / 5**0.5).requires_grad_() for shape in shapes]
+        moving = [torch.zeros(shape) for shape in shapes]
+        for step in range(8):
+            if step in run.steps:
+                for index, layer in enumerate(layers):
+                    assert_close(
+                        run.states(seed)[step][f"{index}.weight"], layer.detach(), rtol=1e-4, atol=1e-6
+                    )
+            if step % 3 == 0:
+                order = torch.randperm(12, generator=source)
+            rows = inputs[order[step % 3 * 4 :][:4]]
+            loss = (rows @ (deep_linear.product(tuple(layers)) - target).T).square().mean()
+            for layer, speed, slope in zip(layers, moving, torch.autograd.grad(loss, layers), strict=True):
+                speed.mul_(0.8).add_(slope + 0.1 * layer.detach())
+                layer.data.sub_(speed, alpha=0.02)
 
 
 def test_a_width_too_small_is_refused() -> None:

@@ -6,9 +6,12 @@ networks, so that many seeds are trained in one batched call. Randomness comes f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from assay.zoo import training
 
 Weights = tuple[Tensor, ...]
 
@@ -118,6 +121,69 @@ def examples(
     inputs = torch.randn(n, target.shape[1], generator=generator, dtype=target.dtype)
     outputs = inputs @ target.T
     return inputs, outputs + noise * torch.randn(outputs.shape, generator=generator, dtype=target.dtype)
+
+
+def few_examples(inputs: Tensor) -> Tensor:
+    """Give as few inputs (d_0, d_0) with the second moments of many (n, d_0): a squared error sees nothing else."""
+    upper = torch.linalg.qr(inputs.double(), mode="r").R
+    return (upper * (upper.shape[1] / len(inputs)) ** 0.5).to(inputs.dtype)
+
+
+def train_many(  # noqa: PLR0913 (each is one documented setting of the training)
+    seeds: int,
+    data: tuple[Tensor, Tensor],
+    *,
+    width: int = 100,
+    layers: int = 4,
+    smallness: float = 1.0,
+    steps: int = 10_000,
+    keep_every: int = 200,
+    rate: float = 1e-3,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-3,
+    batch_size: int = 128,
+    generator: torch.Generator,
+) -> training.Training:
+    """Train networks of one width from small weights by stochastic gradient descent: from saddle to saddle.
+
+    The setting is that of A. Jacot et al. 2021 (arXiv 2106.15933, section on learning a map of low rank) with the
+    numbers of a notebook on deep linear networks that comes with devinterp.
+
+    Args:
+        seeds: number of networks.
+        data: inputs (n, d_0) and outputs (n, d_L), the same for all; n is a multiple of the batch size.
+        width: of every layer between.
+        layers: number of matrices.
+        smallness: every weight is drawn from N(0, width^(-2 smallness)).
+        steps: number of updates.
+        keep_every: keep every so many steps.
+        rate: of learning, for the squared error averaged over output units.
+        momentum: of the updates.
+        weight_decay: what is added to the gradient, times the weights.
+        batch_size: examples in each step; each network goes through the data in an order of its own.
+        generator: of weights and of orders.
+    """
+    sources = training.generators(seeds, generator=generator)
+    widths = (data[0].shape[1], *[width] * (layers - 1), data[1].shape[1])
+    shapes = list(zip(widths[1:], widths, strict=False))
+    networks = [
+        as_module(tuple(torch.randn(shape, generator=source) * width**-smallness for shape in shapes))
+        for source in sources
+    ]
+    orders: list[Tensor] = []
+
+    def batches(step: int) -> training.Batch:
+        place = step * batch_size % len(data[0])
+        if place == 0:
+            orders[:] = [torch.randperm(len(data[0]), generator=source) for source in sources]
+        rows = torch.stack([order[place : place + batch_size] for order in orders])
+        return tuple(part[rows] for part in data)
+
+    def loss(module: nn.Module, batch: training.Batch) -> Tensor:
+        return (module(batch[0]) - batch[1]).square().mean(1)
+
+    optimizer = partial(torch.optim.SGD, lr=rate, momentum=momentum, weight_decay=weight_decay)
+    return training.train(networks, loss, batches, optimizer=optimizer, steps=steps, keep_every=keep_every)
 
 
 @dataclass(frozen=True)
