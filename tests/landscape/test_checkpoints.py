@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,14 +179,6 @@ def test_what_is_watched_can_be_read_and_is_never_half_there(tmp_path: Path) -> 
     again = watch(module, tmp_path / "run", every=1)  # a training that goes on
     again.save(11)
     assert course(network(), squared_error, DATA, tmp_path / "run").steps == (0, 5, 10, 11)
-
-
-def test_a_trainer_is_watched_by_one_line(tmp_path: Path) -> None:
-    callback = watch(network(), tmp_path, every=2).for_trainer()
-    callback.on_train_begin(None, SimpleNamespace(global_step=0), None)
-    for step in range(1, 5):
-        callback.on_step_end(None, SimpleNamespace(global_step=step), None)
-    assert course(network(), squared_error, DATA, tmp_path).steps == (0, 2, 4)
 
 
 def truncate(folder: Path) -> None:
