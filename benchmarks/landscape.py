@@ -40,17 +40,25 @@ class Contestant:
         chains: number of chains.
         short: steps of each chain in the short call.
         long: steps in the long one.
+        rows: examples that are sampled from, few enough that each has been seen in the short call; None for all.
     """
 
     side: str
     chains: int
     short: int
     long: int
+    rows: int | None = None
 
     @property
     def label(self) -> str:
         """The name in results and tables."""
-        return f"{self.side.removesuffix('_llc')} {self.chains} chains"
+        seen = "" if self.rows is None else ", rows seen before"
+        return f"{self.side.removesuffix('_llc')} {self.chains} chains{seen}"
+
+    @property
+    def request(self) -> dict[str, int | None]:
+        """What the side is asked in a turn."""
+        return {"chains": self.chains, "short": self.short, "long": self.long, "rows": self.rows}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class LearningCase:
         promises: the figures wanted.
         repetitions: how many turns each contestant has.
         language: whether a language model is sampled.
+        agreeing: steps of calls made for their estimates alone; None where those of the timed calls are compared.
     """
 
     title: str
@@ -72,6 +81,7 @@ class LearningCase:
     promises: tuple[Promise, ...]
     repetitions: int
     language: bool = False
+    agreeing: int | None = None
 
 
 def _write(path: Path, told: dict[str, Any], weights: list[Tensor], data: tuple[Tensor, ...]) -> None:
@@ -113,19 +123,21 @@ def _classifier(path: Path, model: Model | None) -> None:
     _write(path, told, weights, (inputs, classes))
 
 
-def _language(mask: str | None, step_size: float) -> Callable[[Path, Model | None], None]:
-    """Python's help topics, 757 kB, in rows of 128 tokens."""
+def _language(
+    mask: str | None, step_size: float, localization: float
+) -> Callable[[Path, Model | None], None]:
+    """Python's help topics, 757 kB, in rows of 64 tokens."""
 
     def write(path: Path, model: Model | None) -> None:
         import pydoc_data.topics
 
         assert model is not None
-        rows = token_rows(model, pydoc_data.topics.__file__, context=128)
+        rows = token_rows(model, pydoc_data.topics.__file__, context=64)
         told = {
             "language": True,
-            "n_beta": 30.0,
+            "n_beta": 100.0,
             "step_size": step_size,
-            "localization": 100.0,
+            "localization": localization,
             "batch_size": 2,
             "masks": named_mask(model, mask) if mask else {},
         }
@@ -161,14 +173,21 @@ def _stack(
     return LearningCase(title, write, (*contestants, *more), (*wanted, *promises), repetitions=5)
 
 
-def _model(title: str, mask: str | None, step_size: float) -> LearningCase:
-    contestants = (Contestant("assay_llc", 4, 8, 12), Contestant("devinterp_2", 4, 8, 12))
+def _model(
+    title: str, mask: str | None, step_size: float, localization: float, agreeing: int
+) -> LearningCase:
+    """Of a mask, a step is also timed where every row was seen before: what enters the lowest block is then known."""
+    contestants = [Contestant("assay_llc", 4, 8, 12), Contestant("devinterp_2", 4, 8, 12)]
+    if mask:
+        contestants.append(Contestant("assay_llc", 4, 8, 12, rows=32))
+    ours = contestants[-1].label if mask else "assay 4 chains"
     promises = (
-        Promise("ratio", "assay 4 chains", "devinterp_2 4 chains", "at most", 0.8),
+        Promise("ratio", ours, "devinterp_2 4 chains", "at most", 0.8),
         Promise("memory ratio", "assay 4 chains", "devinterp_2 4 chains", "at most", 1.0),
     )
+    write = _language(mask, step_size, localization)
     return LearningCase(
-        title, _language(mask, step_size), contestants, promises, repetitions=2, language=True
+        title, write, tuple(contestants), promises, repetitions=2, language=True, agreeing=agreeing
     )
 
 
@@ -194,10 +213,10 @@ LEARNING = {
         {4: (8, 38), 16: (8, 18)},
     ),
     "llc-smollm2": _model(
-        "SGLD of SmolLM2, all 134,515,008 weights, rows of 128 tokens, 2 in a batch", None, 1e-8
+        "SGLD of SmolLM2, all 134,515,008 weights, rows of 64 tokens, 2 in a batch", None, 1e-8, 1000.0, 32
     ),
-    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-4),
-    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 1e-5),
+    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-4, 1000.0, 100),
+    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 5e-5, 1000.0, 100),
 }
 
 
@@ -223,42 +242,54 @@ def sample(
             sides[side] = Side(side, work, folder, "cpu", threads)
             stack.callback(sides[side].close)
         turns = _take_turns(case, sides, say)
+        estimates = _estimates(case, sides, turns)
     return {
         "case": name,
         "title": f"{case.title}; 1,000 steps of one chain",
         "conditions": under,
         "versions": {side: worker.versions for side, worker in sides.items()},
-        "contestants": {label: _summary(of) for label, of in turns.items()},
-        "agreement": _agreement(case, turns),
+        "contestants": {label: _summary(of, estimates.get(label)) for label, of in turns.items()},
+        "agreement": _agreement(case, estimates),
         "figures": [figure(promise, turns, 0) for promise in case.promises],
     }
 
 
 def _take_turns(case: LearningCase, sides: dict[str, Side], say: Callable[[str], None]) -> dict[str, Turns]:
     turns: dict[str, Turns] = {contestant.label: [] for contestant in case.contestants}
-    for (
-        contestant
-    ) in case.contestants:  # a first call also pays for imports, and for compiling for so many chains
+    for contestant in case.contestants:
+        # a first call also pays for imports, and for compiling for so many chains
         chains = 2 if case.language else contestant.chains
-        sides[contestant.side].ask({"chains": chains, "short": 8, "long": None})
+        sides[contestant.side].ask({"chains": chains, "short": 8, "long": None, "rows": contestant.rows})
     for repetition in range(case.repetitions):
         begins = repetition % len(case.contestants)
         for contestant in case.contestants[begins:] + case.contestants[:begins]:
-            request = {"chains": contestant.chains, "short": contestant.short, "long": contestant.long}
-            turn = sides[contestant.side].ask(request)
+            turn = sides[contestant.side].ask(contestant.request)
             say(f"  {repetition + 1:3d}  {contestant.label:28s} {turn['seconds']:9.3f} s")
             turns[contestant.label].append(turn)
     return turns
 
 
-def _summary(turns: Turns) -> dict[str, Any]:
-    estimates = np.array([turn["result"]["llc"] for turn in turns])
+def _estimates(case: LearningCase, sides: dict[str, Side], turns: dict[str, Turns]) -> dict[str, np.ndarray]:
+    """Give the estimates to compare, (turn, chain): those of the timed calls, or of calls made for them."""
+    if case.agreeing is None:
+        return {label: np.array([turn["result"]["llc"] for turn in of]) for label, of in turns.items()}
+    calls = {
+        contestant.label: sides[contestant.side].ask(
+            {**contestant.request, "short": case.agreeing, "long": None}
+        )
+        for contestant in case.contestants
+        if contestant.rows is None
+    }
+    return {label: np.array([call["result"]["llc"]]) for label, call in calls.items()}
+
+
+def _summary(turns: Turns, estimates: np.ndarray | None) -> dict[str, Any]:
+    found = {} if estimates is None else {"llc": float(estimates.mean()), "llc_stderr": _stderr(estimates)}
     return time_summary(turns) | {
         "cpu_seconds": [turn["cpu_seconds"] for turn in turns],
         "call_seconds": [turn["call_seconds"] for turn in turns],
         "peak_bytes": max(turn["peak_bytes"] for turn in turns),
-        "llc": float(estimates.mean()),
-        "llc_stderr": _stderr(estimates),
+        **found,
     }
 
 
@@ -268,16 +299,13 @@ def _stderr(estimates: np.ndarray) -> float:
     return float(chains.std(ddof=1) / math.sqrt(len(chains)))
 
 
-def _agreement(case: LearningCase, turns: dict[str, Turns]) -> dict[str, dict[str, float]]:
+def _agreement(case: LearningCase, estimates: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """How many combined standard errors each estimate is from that of the first contestant with as many chains."""
     apart: dict[str, dict[str, float]] = {}
     for contestant in case.contestants:
         first = next(other for other in case.contestants if other.chains == contestant.chains)
-        if first.label != contestant.label:
-            one, other = (
-                np.array([turn["result"]["llc"] for turn in turns[each.label]])
-                for each in (first, contestant)
-            )
+        if first.label != contestant.label and contestant.label in estimates:
+            one, other = estimates[first.label], estimates[contestant.label]
             combined = math.hypot(_stderr(one), _stderr(other))
             apart[contestant.label] = {"standard errors": float(abs(one.mean() - other.mean()) / combined)}
     return apart

@@ -15,7 +15,7 @@ def prepare(work: Work) -> Sample:
         found = assay.learning_coefficient(
             module,
             loss,
-            work.data,
+            tuple(part[: length.rows] for part in work.data),
             mask=work.masks or None,
             step_size=work.step_size,
             n_beta=work.n_beta,

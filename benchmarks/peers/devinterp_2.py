@@ -1,10 +1,18 @@
-"""devinterp 2.0.1: language models as its users call it; others through its loss function, rows being numbers."""
+r"""devinterp 2.0.1: language models as its users call it; others through its loss function, rows being numbers.
+
+Its estimate is the mean over all steps, the first one at the anchor included, less the mean initial loss. By default
+all chains see the same batches, and the initial loss is that of the first 32 of them: with more steps than that, an
+estimate holds n beta times the chance by which later batches are harder, which is the same in all chains and so in no
+standard error of theirs. Where estimates are compared, every chain has batches of its own, and as many initial batches
+as steps, which are then the same ones: options of its own, and the estimate is still its own.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
-from devinterp.slt.llc import llc
+from devinterp.slt.llc import compute_llc
+from devinterp.slt.sampling import sample as draw
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -25,9 +33,9 @@ def prepare(work: Work) -> Sample:
     dataset = Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
 
     def sample(length: Length) -> Sequence[float]:
-        found = llc(
+        found = draw(
             module,
-            dataset,
+            dataset.select(range(length.rows)) if length.rows else dataset,
             {},
             lr=work.step_size,
             n_beta=work.n_beta,
@@ -36,12 +44,18 @@ def prepare(work: Work) -> Sample:
             num_chains=length.chains,
             num_draws=length.steps,
             batch_size=work.batch_size,
-            # its own 32 for each chain would take longer than the sampling
-            num_init_loss_batches=8,
+            # its own 32 for each chain would take longer than the sampling that is timed
+            num_init_loss_batches=length.steps if length.agreeing else 8,
+            match_sampling_input_ids_across_chains=not length.agreeing,
             loss_fn=loss,
             device="cpu",
         )
-        return found["llc_per_chain"].to_numpy().tolist()
+        own = found.dataset.sampling_loss_micro.mean(["step", "batch_sampling", "token_pos"])
+        before = found.dataset.init_loss.mean("token_pos")
+        if not length.agreeing:
+            return compute_llc(found)["llc_per_chain"].to_numpy().tolist()
+        # of the same mean as `compute_llc`, but each chain is held against its own batches
+        return (work.n_beta * (own - before)).to_numpy().tolist()
 
     return sample
 
