@@ -3,7 +3,8 @@
 The full forwards are the bare module's, with the block or component replaced by a hook, and the metrics written down
 from whole distributions. The data sets are random tokens: what they say does not change the time. A cell of the
 ablation's table is (layer, component), the heads first and the MLP last; the short prompt has as many positions as a
-block of SmolLM2 has such components, so that the table is that of the case.
+block of SmolLM2 has such components, so that the table is that of the case. The full forwards fill a part of it, Assay
+the whole in every turn: what it does once for all components is then spread over as many as in a scan.
 """
 
 from collections.abc import Callable, Generator
@@ -24,7 +25,7 @@ def prepare(work: Work) -> dict[str, Task]:
     """Load the model and draw the data sets."""
     model = assay.load(work.model, device=str(work.device))
     module: Any = model.module
-    vocabulary = model.parts.vocabulary
+    vocabulary, heads = model.parts.vocabulary, module.config.num_attention_heads
     generator = torch.Generator().manual_seed(0)
     deletion_ids, ablation_ids = (
         torch.randint(0, vocabulary, shape, generator=generator)
@@ -52,12 +53,14 @@ def prepare(work: Work) -> dict[str, Task]:
         return {}
 
     def ablation(turn: Turn) -> Answer:
-        assay.ablate(model, ablation_ids.tolist(), value="zero", baseline_inputs=0)
-        return {}
+        result = assay.ablate(model, ablation_ids.tolist(), value="zero", baseline_inputs=0)
+        kl = result.dataset["effect"].sel(metric="kl_from_clean")
+        names = [f"head.{layer}.{i}" if i < heads else f"mlp.{layer}" for layer, i in turn.cells]
+        return {"kl_of_component": torch.from_numpy(kl.sel(component=names).values)}
 
     def ablation_by_forwards(turn: Turn) -> Answer:
         clean = module(ablation_ids).logits.log_softmax(-1)
-        heads, width = module.config.num_attention_heads, model.d_model // module.config.num_attention_heads
+        width, kls = model.d_model // heads, []
         for layer, component in turn.cells:
             block = module.model.layers[layer]
             if component < heads:
@@ -66,8 +69,8 @@ def prepare(work: Work) -> dict[str, Task]:
             else:
                 edited = hooked(block.mlp, lambda inputs, output: torch.zeros_like(output))
             with edited:
-                metrics(clean, module(ablation_ids).logits, ablation_ids)
-        return {}
+                kls.append(metrics(clean, module(ablation_ids).logits, ablation_ids)[1])
+        return {"kl_of_component": torch.stack(kls)}
 
     return {
         "forward": forward,
