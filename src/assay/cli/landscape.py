@@ -8,7 +8,7 @@ import inspect
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -126,25 +126,58 @@ def rebuild(subject: Subject, source: str, *, device: str, dtype: str) -> Target
     return target(*subject.made(loading), mask=subject.mask, source=source)
 
 
-def command(verb: Callable[..., Result]) -> Callable[..., int]:
-    """Make a command of a verb whose first three arguments are module, loss and data."""
-    signature = _signature(verb)
+class Prepared(NamedTuple):
+    """What a command is about to measure.
+
+    Attributes:
+        parts: the verb's first arguments.
+        settings: the verb's others, by name.
+        rebuild: makes the same once more in another process.
+    """
+
+    parts: tuple[Any, ...]
+    settings: dict[str, Any]
+    rebuild: Callable[..., Any]
+
+
+def _sampled(subject: Subject, settings: dict[str, Any], said: Set[str], loading: Loading) -> Prepared:
+    return Prepared(subject.made(loading), settings, partial(rebuild, subject))
+
+
+def command(
+    verb: Callable[..., Result],
+    signature: inspect.Signature | None = None,
+    prepare: Callable[[Subject, dict[str, Any], Set[str], Loading], Prepared] = _sampled,
+) -> Callable[..., int]:
+    """Make a command of a verb whose first three arguments are module, loss and data.
+
+    Args:
+        verb: what it does.
+        signature: of the command; module, loss and data, then the verb's own settings, when not given.
+        prepare: from what is sampled, the other words by name, the names of those that were written and how to load,
+            to what is measured.
+    """
+    shown = signature or _signature(verb)
 
     def run(*given: Any, **named: Any) -> int:
-        bound = signature.bind(*given, **named)
+        bound = shown.bind(*given, **named)
+        said = frozenset(bound.arguments)
         bound.apply_defaults()
-        settings: dict[str, Any] = dict(bound.arguments)
-        for setting in settings.values():
-            require_utf8(setting)
-        loading: Loading = settings.pop("loading")
-        running: Running = settings.pop("running")
-        words = {name: settings.pop(name) for name in Subject._fields if name in settings}
-        subject = Subject(**words, trust_remote_code=loading.trust_remote_code)
+        words: dict[str, Any] = dict(bound.arguments)
+        for word in words.values():
+            require_utf8(word)
+        loading: Loading = words.pop("loading")
+        running: Running = words.pop("running")
+        subject = Subject(
+            **{name: words.pop(name) for name in Subject._fields if name in words},
+            trust_remote_code=loading.trust_remote_code,
+        )
         note(f"loading {subject.subject}", quiet=running.quiet)
-        whole = partial(verb, *subject.made(loading), mask=subject.mask, source=subject.subject, **settings)
-        return measured(whole, verb.__name__.replace("_", " "), running, partial(rebuild, subject))
+        ready = prepare(subject, words, said, loading)
+        whole = partial(verb, *ready.parts, mask=subject.mask, source=subject.subject, **ready.settings)
+        return measured(whole, verb.__name__.replace("_", " "), running, ready.rebuild)
 
-    return dressed(run, verb, signature)
+    return dressed(run, verb, shown)
 
 
 def _signature(verb: Callable[..., Result]) -> inspect.Signature:

@@ -1,16 +1,23 @@
 """The command that follows a training: checkpoints in folders, or an experiment that is trained on the spot."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Set
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from cyclopts import Parameter, validators
 
-from assay.cli.landscape import CONTEXT_HELP, DATA_HELP, LOSS_HELP, MASK_HELP, Subject
-from assay.cli.measure import dressed, measured, offered, settings_of
-from assay.cli.options import Loading, Running, require_utf8
-from assay.cli.output import note
+from assay.cli.landscape import (
+    CONTEXT_HELP,
+    DATA_HELP,
+    LOSS_HELP,
+    MASK_HELP,
+    Prepared,
+    Subject,
+    command,
+)
+from assay.cli.measure import offered, settings_of
+from assay.cli.options import Loading
 from assay.errors import BadInput
 from assay.landscape.checkpoints import Course, course
 from assay.landscape.experiments import EXPERIMENTS, experiment
@@ -97,33 +104,12 @@ def _signature() -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=int)
 
 
-def _command() -> Callable[..., int]:
-    signature = _signature()
-
-    def run(*given: Any, **named: Any) -> int:
-        bound = signature.bind(*given, **named)
-        said = set(bound.arguments)  # settings of one's own go before those of an experiment
-        bound.apply_defaults()
-        words: dict[str, Any] = dict(bound.arguments)
-        for word in words.values():
-            require_utf8(word)
-        loading: Loading = words.pop("loading")
-        running: Running = words.pop("running")
-        subject = Subject(
-            **{name: words.pop(name) for name in Subject._fields if name in words},
-            trust_remote_code=loading.trust_remote_code,
-        )
-        training = Training(
-            subject, words.pop("folders"), words.pop("sampled"), words.pop("runs"), words["seed"]
-        )
-        ready = subject.subject in EXPERIMENTS
-        note(f"{'training' if ready else 'loading'} {subject.subject}", quiet=running.quiet)
-        parts, settings = training.made(loading)
-        own = {name: value for name, value in words.items() if name in said or name not in settings}
-        whole = partial(verb, *parts, mask=subject.mask, source=subject.subject, **{**settings, **own})
-        return measured(whole, "trajectory", running, partial(rebuild, training))
-
-    return dressed(run, verb, signature)
+def _prepared(subject: Subject, words: dict[str, Any], said: Set[str], loading: Loading) -> Prepared:
+    training = Training(subject, words.pop("folders"), words.pop("sampled"), words.pop("runs"), words["seed"])
+    parts, settings = training.made(loading)
+    # settings of one's own go before those of an experiment
+    own = {name: value for name, value in words.items() if name in said or name not in settings}
+    return Prepared(parts, {**settings, **own}, partial(rebuild, training))
 
 
-trajectory = _command()
+trajectory = command(verb, _signature(), _prepared)
