@@ -102,7 +102,7 @@ def test_checks_and_settings(tiny_llama: Model) -> None:
     ("kind", "changed", "message"),
     [
         ("llama", {"inputs": []}, "the list is empty"),
-        ("llama", {"read": 9}, "read=9"),
+        ("llama", {"read": 0}, "read=0"),
         ("llama", {"random_directions": 1}, "random_directions=1"),
         ("llama", {"resamples": 1}, "resamples"),
         ("gemma2", {}, "pass neurons=False"),

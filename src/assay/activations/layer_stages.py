@@ -59,7 +59,7 @@ class LayerStages(Measurement):
     Attributes:
         inputs: token ids of the data set, all of one length.
         neurons: tell prediction and suppression neurons; needs MLPs with neurons that write straight into the stream.
-        read: positions read of each input, evenly spread; ``None`` for all.
+        read: positions read of each input at most, evenly spread; ``None`` for all.
         baseline_inputs: inputs that an untrained twin reads too; 0 for none.
         random_directions: read through the unembedding, beside the neurons.
         resamples: of the bootstrap over inputs.
@@ -86,7 +86,7 @@ class LayerStages(Measurement):
         check_scan(
             seed=self.seed, resamples=self.resamples, baseline_inputs=self.baseline_inputs, max_rows=None
         )
-        positions_read(len(self.inputs[0]), self.read)
+        self._positions(len(self.inputs[0]))
         if self.random_directions < 2:  # noqa: PLR2004
             raise BadInput(f"random_directions={self.random_directions}: give 2 or more")
         units = [Unit(f"input-{i:05d}", {"input": i, "twin": False}) for i in range(len(self.inputs))]
@@ -150,10 +150,14 @@ class LayerStages(Measurement):
         """The last layer is the model, the twin has no such stages, random directions no such tails."""
         return stages_checks(dataset)
 
+    def _positions(self, length: int) -> tuple[int, ...]:
+        """The positions that are read; all of an input with fewer."""
+        return positions_read(length, self.read and min(self.read, length - 1))
+
     def _curves(self, model: Model, tokens: Tokens) -> Tensor:
         """(curve, layer) of one input."""
         recording = record(model, [list(tokens)])
-        clean = CleanRun.of(recording, positions_read(len(tokens), self.read))
+        clean = CleanRun.of(recording, self._positions(len(tokens)))
         rows = [self._after(clean, resid[0, list(clean.read)]) for resid in recording.resid[1:]]
         return torch.stack(rows, -1)
 
@@ -234,7 +238,7 @@ def layer_stages(  # noqa: PLR0913 (settings of a verb)
         neurons: tell prediction and suppression neurons; needs MLPs with neurons that write straight into the stream.
         length: cut the texts into inputs of this many tokens; what is left over is not used.
         max_inputs: use this many inputs at most, the first ones.
-        read: positions read of each input, evenly spread; ``None`` for all.
+        read: positions read of each input at most, evenly spread; ``None`` for all.
         baseline_inputs: inputs that an untrained twin reads too; 0 for none.
         random_directions: read through the unembedding, beside the neurons.
         resamples: of the bootstrap over inputs.

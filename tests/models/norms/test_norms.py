@@ -255,6 +255,27 @@ def refused_norm() -> Model:
     return wrap(module)
 
 
+def gated() -> Model:
+    """A model one of whose norms is given a gate, as those of state-space blocks are."""
+
+    class GatedNorm(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+            x = x if gate is None else x * gate.sigmoid()
+            return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = GatedNorm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x, x.roll(1, -1))
+
+    module = FAMILIES["llama"].build()
+    module.model.layers[0].self_attn.v_proj = nn.Sequential(module.model.layers[0].self_attn.v_proj, Gated())
+    return wrap(module)
+
+
 def llama() -> Model:
     return wrap(FAMILIES["llama"].build())
 
@@ -267,6 +288,7 @@ def llama() -> Model:
         (lambda: scale(without_norms(), IDS), "has no norms"),
         (lambda: remove(without_norms()), "has no norms"),
         (lambda: fold(refused_norm()), "neither a LayerNorm nor an RMSNorm"),
+        (lambda: fold(gated()), r"v_proj.1.norm .GatedNorm. is given a gate"),
         (lambda: fold(remove(scale(llama(), IDS, special=()))), "no norm that could be folded"),
         (lambda: in_float32(freeze(llama(), IDS[0, :4])), "reference of 4 tokens, the input has 9"),
         (lambda: freeze(llama(), []), "no tokens"),

@@ -187,11 +187,20 @@ def _perturb(
     path: str,
     seen: dict[str, _Seen],
     of_output: _Outputs,
-    _: nn.Module,
+    norm: nn.Module,
     args: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
-    """Give what reads a norm a perturbed copy of its output, in a storage of its own."""
+    """Give what reads a norm a perturbed copy of its output, in a storage of its own.
+
+    Raises:
+        BadInput: the norm is given more than its input.
+    """
+    if any(isinstance(arg, Tensor) for arg in args[1:]):
+        raise BadInput(
+            f"the norm {path} ({type(norm).__name__}) is given a gate beside its input: neither a LayerNorm nor an "
+            "RMSNorm, and not to be folded or fixed"
+        )
     found = seen.setdefault(path, _Seen())
     perturbation = torch.zeros_like(output, requires_grad=True)
     perturbed = output + perturbation

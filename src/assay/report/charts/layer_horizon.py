@@ -20,6 +20,8 @@ _TITLES = {
 }
 _KINDS = alt.Scale(domain=["the far", "as many at random"], range=["#4c78a8", "#d1762b"])
 _PLACES = alt.Scale(domain=["others", "position 0"], range=["#4c78a8", "#d1762b"])
+_STEP, _BESIDE = alt.Step(16), 380
+"""Heights of small panels: one below the other, and beside the large one on a page."""
 _SOURCES = alt.Scale(domain=["measured", "from norm growth"], range=["#4c78a8", "#d1762b"])
 
 
@@ -61,16 +63,16 @@ def panel(cells: pd.DataFrame, *, metric: str) -> Any:
     )
 
 
-def _norm_panel() -> Any:
+def _norm_panel(height: int = 130) -> Any:
     base = alt.Chart(alt.NamedData(name=_NORMS))
     across = alt.X("layer:Q", title="entering block", scale=alt.Scale(nice=False, padding=8))
-    up = alt.Y("norm:Q", title="mean norm", scale=alt.Scale(type="log"))
+    up = alt.Y("norm:Q", title="mean norm", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s"))
     colour = alt.Color("place:N", scale=_PLACES, legend=alt.Legend(title="positions"))
     line = base.mark_line(point=alt.OverlayMarkDef(size=14)).encode(x=across, y=up, color=colour)
-    return line.properties(width=260, height=130, title="Norm of the residual stream")
+    return line.properties(width=220, height=height, title="Norm of the residual stream")
 
 
-def _compared_panel() -> Any:
+def _compared_panel(height: int | alt.Step = _STEP) -> Any:
     base = alt.Chart(alt.NamedData(name=_HORIZONS))
     rows = alt.Y("tolerance:O", title="tolerance (KL, nats)", sort="descending")
     offset = alt.YOffset("source:N", scale=alt.Scale(domain=["measured", "from norm growth"]))
@@ -83,7 +85,7 @@ def _compared_panel() -> Any:
     return (
         alt.layer(spread, points)
         .resolve_scale(yOffset="shared")
-        .properties(width=260, height=alt.Step(16), title="The horizon, measured and predicted")
+        .properties(width=220, height=height, title="The horizon, measured and predicted")
     )
 
 
@@ -121,14 +123,14 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             name=_NORMS,
             title="Norm growth",
             caption=f"Mean norm of the residual stream. Growth: a factor {float(dataset['growth']):.3f} a layer.",
-            draw=_norm_panel,
+            draw=lambda: _norm_panel(_BESIDE),
             frame=_norms(dataset),
         ),
         Figure(
             name=_HORIZONS,
             title="Measured and predicted horizon",
             caption="The smallest k from which on KL stays within the tolerance, and what norm growth predicts.",
-            draw=_compared_panel,
+            draw=lambda: _compared_panel(_BESIDE),
             frame=_compared(dataset),
         ),
     ]
