@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from assay.landscape.chains import Chains, begin, walk
+from assay.landscape import chains as chains_module
+from assay.landscape.chains import Chains, InTurn, begin, walk
 from assay.landscape.gradients import Functional
 from assay.landscape.losses import squared_error
+from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.mala import MALA
 from assay.landscape.target import target
 from reference.landscape_slow import slow_walk
@@ -123,3 +125,26 @@ def test_each_chain_has_its_own_anchor() -> None:
         there = walk(target(module, squared_error, DATA), alone, 20)
         for name in ("loss", "distance"):
             assert_close(getattr(together, name)[chain], getattr(there, name)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["sgld", "psgld", "mala"])
+def test_groups_of_chains_take_the_steps_of_all_together(monkeypatch, sampler: str) -> None:
+    """Groups are of two chains, and one; step size, temperature, mask and anchor are each chain's own."""
+    made, stepping = target(network(), squared_error, DATA), sampler_of(sampler)
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.rand(3, made.d, generator=generator) > 0.3
+    anchors = made.anchor() + 0.1 * torch.randn(3, made.d, generator=generator)
+    chains = Chains(SEEDS, STEP, BETA, GAMMA, masks, None if stepping.exact else 7, anchors)
+    together = begin(made, chains, stepping)
+    monkeypatch.setattr(chains_module, "CACHED", 2 * made.d)
+    in_turn = begin(made, chains, stepping)
+    assert isinstance(in_turn, InTurn)
+    assert not isinstance(together, InTurn)
+    for steps in (6, 3):
+        expected, found = together.advance(steps), in_turn.advance(steps)
+        for name in ("loss", "squared_gradient", "distance", "virial", "bias"):
+            assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+        assert found.reports.keys() == expected.reports.keys()
+        for each in (together, in_turn):
+            each.change_step(STEP / 2)
+    assert_close(in_turn.position, together.position, rtol=1e-5, atol=1e-6)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -5,9 +7,10 @@ from torch.testing import assert_close
 
 from assay.landscape import gradients as gradients_module
 from assay.landscape import target as target_module
-from assay.landscape.gradients import Functional, Stack, everything, gradient_of, is_stack
+from assay.landscape.gradients import Functional, everything, gradient_of
 from assay.landscape.losses import cross_entropy, next_token, squared_error
 from assay.landscape.sequential import Sequential
+from assay.landscape.stack import Stack, is_stack, runs
 from assay.landscape.target import target
 from assay.models.model import Model
 
@@ -24,6 +27,26 @@ STACKS = {
     "one layer": lambda: seeded(nn.Linear(3, 2)),
     "tanh": lambda: seeded(
         nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.GELU(), nn.Linear(4, 2)
+    ),
+    "every activation": lambda: seeded(
+        nn.Linear(3, 5),
+        nn.SiLU(),
+        nn.Linear(5, 4),
+        nn.Sigmoid(),
+        nn.Identity(),
+        nn.Linear(4, 5),
+        nn.GELU(approximate="tanh"),
+        nn.Linear(5, 2),
+        nn.Tanh(),
+    ),
+    "runs": lambda: seeded(
+        nn.Linear(3, 2, bias=False),
+        nn.Linear(2, 4, bias=False),
+        nn.Linear(4, 2),
+        nn.ReLU(),
+        nn.Linear(2, 3, bias=False),
+        nn.Linear(3, 1, bias=False),
+        nn.Linear(1, 2, bias=False),
     ),
     "ends in an activation": lambda: seeded(nn.Linear(3, 2), nn.ReLU()),
     "norms": lambda: seeded(
@@ -184,3 +207,35 @@ def test_a_linear_network_needs_no_more_rows_than_it_has_inputs_and_outputs() ->
     assert (
         len(everything(target(STACKS["linear"](), cross_entropy, (data[0], data[1].argmax(1))))[0][0]) == 90
     )
+
+
+@pytest.mark.parametrize(
+    ("widths", "examples", "first", "expected"),
+    [
+        ([182, 182, 182, 182], 512, True, [range(3)]),
+        (
+            [182, 182, 182, 182],
+            20,
+            True,
+            [range(1), range(1, 2), range(2, 3)],
+        ),  # products of layers cost more
+        ([100, 4, 100], 512, True, [range(1), range(1, 2)]),  # past a bottleneck they do, for any batch
+        ([100, 50, 50, 50, 3, 90], 512, False, [range(4), range(4, 5)]),
+    ],
+)
+def test_linear_layers_are_multiplied_where_that_is_less_work(widths, examples, first, expected) -> None:
+    row = [nn.Linear(*pair, bias=False, device="meta") for pair in pairwise(widths)]
+    assert runs(row, examples, first=first) == expected
+
+
+def test_a_row_of_layers_is_as_exact_as_its_layers_one_by_one() -> None:
+    """At the minimum of a linear network the loss is rounding alone: there is nothing for a product to cancel."""
+    generator = torch.Generator().manual_seed(0)
+    module = seeded(*(nn.Linear(20, 20, bias=False) for _ in range(3)))
+    inputs = torch.randn(200, 20, generator=generator)
+    answers = module.double()(inputs.double()).detach().float()
+    made = target(module.float(), squared_error, (inputs, answers))
+    assert runs(list(module), 200, first=True) == [range(3)]
+    together, _ = Stack(made)(made.anchor()[None], (inputs[None], answers[None]))
+    alone = squared_error(module, (inputs, answers)).mean().detach()
+    assert float(together) < 4 * float(alone) < 1e-8 * float(answers.square().sum(1).mean())

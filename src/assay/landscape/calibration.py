@@ -23,7 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from assay.landscape.chains import Chains, Walk, Walking, begin
+from assay.landscape.chains import Chains, Walk, Walker, begin
 from assay.landscape.estimators import corrected, half_width
 from assay.landscape.frugal import Frugal
 from assay.landscape.probe import Probe
@@ -88,7 +88,7 @@ class Run:
     burn_in: int
     curvature: Tensor
     stopped: Stopped
-    walking: Walking | Frugal
+    walking: Walker
 
 
 def run(target: Target, chains: Chains, sampler: Sampler, aim: Aim, baseline: float) -> Run:

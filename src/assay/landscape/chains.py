@@ -8,7 +8,8 @@ with its own step size, temperature, localization, anchor, seed, and its own str
 depends on its own row alone, so a chain walked by itself takes the same steps, up to the rounding of batched products.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,27 @@ from assay.landscape.samplers.sampler import Chance, Point, Sampler
 from assay.landscape.samplers.sgld import SGLD
 from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target
-from assay.landscape.walks import Chains, Walk
+from assay.landscape.walks import Chains, Walk, side_by_side
+
+CACHED = 2**17
+"""Coordinates of the chains that a processor walks together: their vectors stay in a core's cache."""
+
+
+class Walker(Protocol):
+    """Chains on their way, which can go on from where they are."""
+
+    @property
+    def position(self) -> Tensor:
+        """Where the chains are, (chain, d)."""
+        ...
+
+    def change_step(self, step_size: Tensor) -> None:
+        """Go on with another step size, (chain,)."""
+        ...
+
+    def advance(self, steps: int) -> Walk:
+        """Take more steps; give the traces of these."""
+        ...
 
 
 def walk(
@@ -48,23 +69,65 @@ def walk(
 
 def begin(
     target: Target, chains: Chains, sampler: Sampler | None = None, gradient: Gradient | None = None
-) -> "Walking | Frugal":
+) -> Walker:
     """Put every chain at its anchor, ready to walk; see `walk`.
 
     Raises:
         BadInput: a sampler that accepts or rejects, with batches.
     """
+    together = len(chains.seeds)
+    if gradient is None and target.device.type == "cpu":  # one that is given may be that of these very chains
+        together = max(1, CACHED // target.d)
     sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
     alike = chains.masks is None or len(chains.masks) == 1
     if isinstance(sampler, SGLD) and isinstance(gradient, Sequential) and alike:
         return Frugal(target, chains, gradient)
-    return Walking(target, chains, sampler, gradient)
+    whole = everything(target) if chains.batch_size is None else None
+    groups = [Walking(target, part, sampler, gradient, whole) for part in chains.split(together)]
+    return groups[0] if len(groups) == 1 else InTurn(groups)
+
+
+class InTurn:
+    """Chains in groups, of which one takes all of its steps after the other."""
+
+    def __init__(self, groups: Sequence[Walker]) -> None:
+        self._groups = groups
+
+    @property
+    def position(self) -> Tensor:
+        """Where the chains are, (chain, d)."""
+        return torch.cat([group.position for group in self._groups])
+
+    def change_step(self, step_size: Tensor) -> None:
+        """Go on with another step size, (chain,)."""
+        parts = step_size.split([len(group.position) for group in self._groups])
+        for group, part in zip(self._groups, parts, strict=True):
+            group.change_step(part)
+
+    def advance(self, steps: int) -> Walk:
+        """Take more steps; give the traces of these."""
+        return side_by_side([group.advance(steps) for group in self._groups])
 
 
 class Walking:
-    """Chains on their way, which can go on from where they are."""
+    """Chains that take each step together.
 
-    def __init__(self, target: Target, chains: Chains, sampler: Sampler, gradient: Gradient) -> None:
+    Args:
+        target: what is sampled.
+        chains: how.
+        sampler: by which steps.
+        gradient: how losses and gradients are computed.
+        whole: `everything` of the target, where it is at hand.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        chains: Chains,
+        sampler: Sampler,
+        gradient: Gradient,
+        whole: Batch | None = None,
+    ) -> None:
         if sampler.exact and chains.batch_size is not None:
             raise BadInput(
                 f"batch_size={chains.batch_size} with sampler {sampler.name!r}: it accepts or rejects on all of the "
@@ -81,7 +144,7 @@ class Walking:
         )
         position = self._anchors.expand(count, -1).clone()
         self._streams = Streams(chains.seeds, position)
-        self._everything = everything(target) if chains.batch_size is None else None
+        self._everything = (whole or everything(target)) if chains.batch_size is None else None
         self._room: list[Tensor] = []
         free = here.new_full((count, 1), len(here))
         if chains.masks is not None:
@@ -104,11 +167,7 @@ class Walking:
         self._step_size = step_size.to(self._step_size)[:, None]
 
     def advance(self, steps: int) -> Walk:
-        """Take more steps.
-
-        Returns:
-            Traces of these steps.
-        """
+        """Take more steps; give the traces of these."""
         names = self._sampler.reports
         traces = self._anchors.new_empty(steps, 5 + len(names), len(self._chains.seeds), dtype=torch.float64)
         with torch.no_grad(), self._target.evaluating():
@@ -123,6 +182,7 @@ class Walking:
                 point = seen.point
                 seen_by_all = (point.loss, point.squared_slope, point.squared_distance, point.virial)
                 torch.stack((*seen_by_all, seen.bias, *seen.reports), out=traces[step])
+        self._room.clear()
         rows = traces.permute(1, 2, 0).contiguous()
         rows[2].sqrt_()
         return Walk(*rows[:5], reports=dict(zip(names, rows[5:], strict=True)))
@@ -134,9 +194,7 @@ class Walking:
             loss = self._target.paired(loss, batch)
         away = position - self._anchors
         slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._localization))
-        # norms need no temporary the size of the chains, products do
-        squared_slope, squared = (torch.linalg.vector_norm(each, dim=1).square() for each in (slope, away))
-        virial = torch.linalg.vecdot(away, slope) / 2
+        squared_slope, squared, virial = _dots(slope, slope), _dots(away, away), _dots(away, slope) / 2
         potential = torch.addcmul(self._n_beta64 * loss, self._localization64, squared, value=0.5)
         return Point(loss, potential, slope, squared_slope, squared, virial)
 
@@ -156,8 +214,15 @@ class Walking:
         return tuple(self._gather(index, part, rows) for index, part in enumerate(self._target.data))
 
     def _gather(self, index: int, part: Tensor, rows: Tensor) -> Tensor:
-        """Read the examples of each chain, (chain, example, ...), into memory that is kept from step to step."""
+        """Read the examples of each chain, (chain, example, ...), into memory that stays for the walk."""
         if index == len(self._room):
             self._room.append(part.new_empty(rows.numel(), *part.shape[1:]))
         gathered = torch.index_select(part, 0, rows.flatten(), out=self._room[index])
         return gathered.view(*rows.shape, *part.shape[1:])
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply rows by rows, (chain,)."""
+    if len(left) == 1:  # which, other than any number of rows, needs no temporary of their size
+        return torch.dot(left[0], right[0])[None]
+    return torch.linalg.vecdot(left, right)

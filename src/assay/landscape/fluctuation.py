@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from assay.landscape.chains import Walking
-from assay.landscape.frugal import Frugal
+from assay.landscape.chains import Walker
 from assay.landscape.target import Target
 
 APART = 25
 """Steps between two draws that are looked at."""
 
 
-def fluctuation(target: Target, walking: Walking | Frugal, draws: int, beta: float) -> Tensor:
+def fluctuation(target: Target, walking: Walker, draws: int, beta: float) -> Tensor:
     """Walk on, and estimate the singular fluctuation from each chain.
 
     Args:

@@ -1,4 +1,4 @@
-"""Layer norms of many chains at once, differentiated by hand; `assay.landscape.gradients.Stack` uses them."""
+"""Layer norms of many chains at once, differentiated by hand; `assay.landscape.stack` uses them."""
 
 from typing import NamedTuple
 

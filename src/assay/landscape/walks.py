@@ -1,8 +1,9 @@
 """Walks of chains: what they are told, and what they leave behind."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
 from assay.landscape.samplers.sampler import Sampler
@@ -30,6 +31,21 @@ class Chains:
     batch_size: int | None = None
     anchors: Tensor | None = None
 
+    def split(self, size: int) -> "Iterator[Chains]":
+        """Cut the row into rows of so many chains, the last of which may be shorter."""
+        for start in range(0, len(self.seeds), size):
+            part = slice(start, start + size)
+            own = self.masks is not None and len(self.masks) > 1
+            yield replace(
+                self,
+                seeds=self.seeds[part],
+                step_size=self.step_size[part],
+                n_beta=self.n_beta[part],
+                localization=self.localization[part],
+                masks=self.masks[part] if self.masks is not None and own else self.masks,
+                anchors=None if self.anchors is None else self.anchors[part],
+            )
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -51,6 +67,13 @@ class Walk:
     virial: Tensor
     bias: Tensor
     reports: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def side_by_side(walks: Sequence[Walk]) -> Walk:
+    """Put walks of different chains, of the same steps, into one."""
+    names = [field.name for field in fields(Walk) if field.name != "reports"]
+    reports = {name: torch.cat([walk.reports[name] for walk in walks]) for name in walks[0].reports}
+    return Walk(*(torch.cat([getattr(walk, name) for walk in walks]) for name in names), reports=reports)
 
 
 def bias_of_loss(walk: Walk, chains: Chains, sampler: Sampler) -> Tensor:
