@@ -138,3 +138,53 @@ def test_bad_input(assay: Assay, toy: Path, tmp_path: Path, words: tuple[str, ..
     )
     assert outcome.code == 2
     assert message in " ".join(outcome.err.split())
+
+
+def missing(folder: Path) -> None:
+    (folder / "checkpoints.json").write_text('{"files": {"step-7.safetensors": 200}}')
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "step-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def wider(folder: Path) -> None:
+    save_file({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, folder / "step-3.safetensors")
+
+
+def twice(folder: Path) -> None:
+    save_file(checkpoints()[3], folder / "step-003.safetensors")
+
+
+def lacking(folder: Path) -> None:
+    save_file({"weight": torch.ones(2, 3)}, folder / "step-1.safetensors")
+
+
+def infinite(folder: Path) -> None:
+    save_file(
+        {"weight": torch.full((2, 3), torch.inf), "bias": torch.zeros(2)}, folder / "step-0.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (missing, "step-7.safetensors' is missing"),
+        (truncated, "step-2.safetensors' cannot be read, most often as it is truncated"),
+        (wider, "step-3.safetensors' has weight of shape (2, 4), the module (2, 3)"),
+        (twice, "holds step 3 more than once"),
+        (lacking, "step-1.safetensors' lacks ['bias']"),
+        (infinite, "step-0.safetensors' is NaN or infinite in weight"),
+    ],
+)
+def test_a_spoilt_folder_is_one_clear_message(
+    assay: Assay, toy: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(written(tmp_path / "one"))
+    outcome = assay("trajectory", f"{toy}:make", tmp_path / "one", *FEW, "--out", tmp_path / "runs")
+    said = [line for line in outcome.err.splitlines() if not line.startswith("loading ")]
+    assert outcome.code == 2
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (tmp_path / "runs").exists()

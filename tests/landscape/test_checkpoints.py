@@ -64,6 +64,16 @@ def test_a_folder_and_memory_give_the_same(tmp_path: Path, name: str) -> None:
     assert course(network(), squared_error, DATA, other).weight_hash() != here.weight_hash()
 
 
+def test_steps_are_put_in_order(tmp_path: Path) -> None:
+    shuffled = {step: states()[step] for step in (200, 0, 100)}
+    for step, state in shuffled.items():
+        save_file(state, tmp_path / f"{step}.safetensors")
+    for source in (shuffled, tmp_path):
+        made = course(network(), squared_error, DATA, source)
+        assert made.steps == (0, 100, 200)
+        assert_close(rows(made, [0, 1, 2]), rows(course(network(), squared_error, DATA, states()), [0, 1, 2]))
+
+
 def test_the_module_is_left_as_it_is_and_its_own_weights_play_no_part() -> None:
     module = network(7)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -227,6 +237,7 @@ def changed(name: str, value: torch.Tensor | None) -> dict[int, dict[str, torch.
         (changed("0.bias", torch.zeros(5)), "shape"),
         (changed("0.bias", torch.full((4,), torch.nan)), "NaN or infinite in 0.bias"),
         ([states(3), states(2)], "differ in steps"),
+        ({-1: states()[100]}, "-1 for a step"),
     ],
 )
 def test_bad_input(checkpoints, message: str) -> None:
@@ -239,8 +250,15 @@ def test_bad_folders(tmp_path: Path) -> None:
         course(network(), squared_error, DATA, tmp_path / "nowhere")
     with pytest.raises(BadInput, match="holds no checkpoint"):
         course(network(), squared_error, DATA, tmp_path)
+    (tmp_path / "parts" / "checkpoint-100").mkdir(parents=True)
+    written(tmp_path / "parts", "checkpoint-{}/model.safetensors")
+    (tmp_path / "parts" / "checkpoint-300").mkdir()
+    with pytest.raises(BadInput, match=r"checkpoint-300/model.safetensors' is missing"):
+        course(network(), squared_error, DATA, tmp_path / "parts")
     written(tmp_path)
     save_file(states()[0], tmp_path / "other-100.safetensors")
+    with pytest.raises(BadInput, match=r"other-100.safetensors' is a file"):
+        course(network(), squared_error, DATA, tmp_path / "other-100.safetensors")
     with pytest.raises(BadInput, match="step 100 more than once"):
         course(network(), squared_error, DATA, tmp_path)
     with pytest.raises(BadInput, match="every=0"):

@@ -103,7 +103,9 @@ class Course:
             ]
             return Group(self.plain, self.target, torch.stack(rows).to(self.device), compared)
         (place,) = places
-        plain = replace(self.plain, module=_loaded(self.plain.module, self._weights(run, place)))
+        module = _loaded(self.plain.module, self._weights(run, place))
+        model = None if self.plain.model is None else replace(self.plain.model, module=module)
+        plain = replace(self.plain, module=module, model=model)
         return Group(plain, _alone(plain, self.sampled), None, compared)
 
     def _weights(self, run: int, place: int) -> State:
@@ -182,7 +184,7 @@ def _alone(plain: Target, loss: Loss | None) -> Target:
     if not isinstance(loss, AnchorLoss):
         return plain if loss is None else replace(plain, loss=loss)
     mask = None if plain.mask is None else plain.named(plain.mask)
-    return target(plain.module, loss, plain.data, mask=mask, source=plain.source)
+    return target(plain.model or plain.module, loss, plain.data, mask=mask, source=plain.source)
 
 
 def _shared(plain: Target, loss: Loss | None) -> Target:
@@ -201,11 +203,11 @@ def _walk_together(plain: Target, loss: Loss | None) -> bool:
     """Tell whether chains at several weights can be batched, with what they are compared with in memory."""
     if plain.d >= LARGE or not is_mapped(plain):
         return False
+    if not isinstance(loss, AnchorLoss):
+        return loss is None or is_mapped(_alone(plain, loss))
     with torch.no_grad(), plain.evaluating():
-        first = (
-            outputs_of(plain.module, plain.data[0][:1]) if isinstance(loss, AnchorLoss) else torch.empty(0)
-        )
-    return first.numel() * first.element_size() * plain.n <= KEPT
+        first = outputs_of(plain.module, plain.data[0][:1])
+    return first.nbytes * plain.n <= KEPT
 
 
 def _separate(checkpoints: Source | Sequence[Source]) -> Sequence[Source]:
@@ -225,7 +227,8 @@ def _listed(source: Source) -> dict[int, Path | State]:
         folder = Path(source)
         called = f"the folder {str(folder)!r}"
         if not folder.is_dir():
-            raise BadInput(f"{called} does not exist: pass the folder that holds the checkpoints.")
+            what = "is a file" if folder.exists() else "does not exist"
+            raise BadInput(f"{str(folder)!r} {what}: pass the folder that holds the checkpoints.")
         _require_complete(folder)
         found = [(_step(path), path) for path in _files(folder)]
     if not found:
@@ -234,6 +237,8 @@ def _listed(source: Source) -> dict[int, Path | State]:
             "folder for each, such as checkpoint-500/model.safetensors."
         )
     steps = [step for step, _ in found]
+    if odd := [step for step in steps if not hasattr(step, "__index__") or step < 0]:
+        raise BadInput(f"{called} has {odd[0]!r} for a step: expected whole numbers from 0 on.")
     if len(set(steps)) < len(steps):
         twice = next(step for step in steps if steps.count(step) > 1)
         raise BadInput(f"{called} holds step {twice} more than once: keep one file for each step.")
@@ -241,8 +246,18 @@ def _listed(source: Source) -> dict[int, Path | State]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """List a folder's own files, or where it has none, what Hugging Face's trainer left in folders of it."""
     flat = [path for path in folder.glob("*.safetensors") if _NUMBER.search(path.stem)]
-    return flat or [path for path in folder.glob("*/model.safetensors") if _NUMBER.search(path.parent.name)]
+    if flat:
+        return flat
+    folders = [path for path in folder.iterdir() if path.is_dir() and _NUMBER.search(path.name)]
+    files = [path / "model.safetensors" for path in folders]
+    if missing := sorted(str(path) for path in files if not path.exists()):
+        raise BadInput(
+            f"the checkpoint {missing[0]!r} is missing, as training was killed while it was saved, or saved it in "
+            "parts or in another format. Take that folder out, or save it anew as one safetensors file."
+        )
+    return files
 
 
 def _step(path: Path) -> int:
