@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from assay.activations.divergence import log_probabilities
 from assay.models.partial import Recording, StreamMetric
 from assay.models.unembedding import Unembedding
 
@@ -151,12 +152,6 @@ class CleanRun:
             ],
             -1,
         )
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Logarithm of the softmax, in float32 or better, finite where a model masks entries with minus infinity."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(-1).clamp_min_(torch.finfo(logits.dtype).min)
 
 
 def _followed(read: tuple[int, ...], length: int) -> list[int]:

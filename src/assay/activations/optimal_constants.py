@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from assay.activations.components import Component
+from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.replacements import Statistics
 from assay.errors import BadInput
 from assay.models.edits import Edit
@@ -98,8 +99,7 @@ def _clean(model: Model, inputs: Sequence[Tokens]) -> list[Tensor]:
     """The clean log-probabilities of each batch."""
     batches = [inputs[start : start + INPUTS_AT_ONCE] for start in range(0, len(inputs), INPUTS_AT_ONCE)]
     return [
-        capture(model, [list(row) for row in some], "logits")["logits"].float().log_softmax(-1)
-        for some in batches
+        log_probabilities(capture(model, [list(row) for row in some], "logits")["logits"]) for some in batches
     ]
 
 
@@ -119,7 +119,7 @@ def _mean_kl(
         rows = [list(row) for row in inputs[number * INPUTS_AT_ONCE : (number + 1) * INPUTS_AT_ONCE]]
         edited = intervene(model, rows, edits, grad=backward)["logits"]
         with torch.set_grad_enabled(backward):
-            kl = (logs.exp() * (logs - edited.float().log_softmax(-1))).sum(-1).mean(-1).sum() / len(inputs)
+            kl = kl_divergence(logs, log_probabilities(edited)).mean(-1).sum() / len(inputs)
         if backward:
             for value, gradient in zip(
                 held.values(), torch.autograd.grad(kl, list(held.values())), strict=True

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.material import subjects
 from assay.models.edits import Edit
 from assay.models.model import Model, Tokens
@@ -100,14 +101,12 @@ class Restoration:
             (variant, row, metric): the answer's probability and log-probability (the sum over its tokens), the
             logit difference between its first token and the foil, and KL(clean || edited) in nats.
         """
-        logits = logits.float()
-        log_probabilities = _finite(logits.log_softmax(-1))
+        logs = log_probabilities(logits)
         answer = torch.tensor(self.answer, device=logits.device).expand(*logits.shape[:2], -1)[..., None]
-        log_probability = log_probabilities.gather(-1, answer)[..., 0].sum(-1)
-        difference = logits[..., 0, self.answer[0]] - logits[..., 0, self.foil]
-        clean = self.final.exp()
-        kl = (clean * self.final).sum() - torch.einsum("vrpn,pn->vr", log_probabilities, clean)
-        return torch.stack([log_probability.exp(), log_probability, difference, kl.clamp_min(0)], -1)
+        log_probability = logs.gather(-1, answer)[..., 0].sum(-1)
+        difference = logs[..., 0, self.answer[0]] - logs[..., 0, self.foil]
+        kl = kl_divergence(self.final, logs).sum(-1)
+        return torch.stack([log_probability.exp(), log_probability, difference, kl], -1)
 
     def _variant(self, kind: Kind, layer: int, position: int) -> Variant:
         here = (position,)
@@ -153,19 +152,13 @@ def restoration(
     clean = record(model, ids[:1], sites=sites)  # alone, so that it is the bare model's run to the last bit
     corrupted = record(model, ids[1:], sites=sites, edits=edits)
     length = len(rows[0])
-    final = clean.readout(clean.resid[-1][0, length - 1 :]).float().log_softmax(-1)
-    final = _finite(final)
+    final = log_probabilities(clean.readout(clean.resid[-1][0, length - 1 :]))
     answer = answer or (int(final[0].argmax()),)
     if foil is None:
         others = corrupted.readout(corrupted.resid[-1][:, length - 1]).float().softmax(-1).mean(0)
         others[answer[0]] = -1.0
         foil = int(others.argmax())
     return Restoration(clean, corrupted, length, final, answer, foil, window)
-
-
-def _finite(log_probabilities: Tensor) -> Tensor:
-    """Let an entry that the model masks with minus infinity add nothing to a divergence, rather than NaN."""
-    return log_probabilities.clamp_min_(torch.finfo(log_probabilities.dtype).min)
 
 
 def window_of(layer: int, layers: int, window: int) -> tuple[int, int]:
