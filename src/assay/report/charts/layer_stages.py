@@ -59,8 +59,8 @@ def _curve(name: str, *, last: bool) -> Any:
     line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=14)).encode(
         x=across, y=up, color=colour, tooltip=tooltip
     )
-    title = alt.TitleParams(_PANELS[name], fontSize=11, offset=4)
-    return alt.layer(band, line).properties(width=460, height=90, title=title)
+    title = alt.TitleParams(_PANELS[name], fontSize=11, offset=4, frame="group")
+    return alt.layer(band, line).properties(width=560, height=90, title=title)
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
