@@ -73,6 +73,7 @@ def saddle_to_saddle(runs: int, generator: torch.Generator) -> Experiment:
         "draws": 120,
         "checkpoints_at_once": 2,
         "window": 2,
+        "share": 0.02,  # the fourth drop is a fortieth of the first
         "known": [
             known_deep_linear((5, rank, rank, rank, 5), rank).learning_coefficient for rank in range(6)
         ],
