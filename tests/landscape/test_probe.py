@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from assay.landscape import chains as chains_module
 from assay.landscape.chains import Chains
 from assay.landscape.losses import squared_error
 from assay.landscape.probe import Probe
@@ -65,3 +66,14 @@ def test_small_steps_are_accepted_and_large_ones_are_not() -> None:
     assert float(probe.acceptance(at, 1e-6, 0).min()) > 0.99
     assert float(probe.acceptance(at, 1.0, 0).max()) < 0.05
     assert torch.equal(probe.acceptance(at, 1e-2, 5), probe.acceptance(at, 1e-2, 5))
+
+
+def test_groups_of_chains_are_tested_as_all_together(monkeypatch) -> None:
+    made = target(Separable([4.0] * 32), lambda module, batch: module(batch[0]), torch.zeros(8, 1))
+    one = torch.ones(3, dtype=torch.float64)
+    setting = Chains((1, 2, 3), one, torch.tensor([2.0, 7.0, 12.0]), torch.tensor([0.5, 9.0, 2.0]))
+    probe, at = Probe(made, setting), torch.linspace(0.3, 0.9, 96).view(3, 32)
+    together = probe.acceptance(at, 2e-2, 0)
+    assert 0 < float(together.min()) < float(together.max()) < 1
+    monkeypatch.setattr(chains_module, "CACHED", 2 * 32)
+    torch.testing.assert_close(probe.acceptance(at, 2e-2, 0), together, rtol=1e-5, atol=0)

@@ -8,6 +8,7 @@ with its own step size, temperature, localization, anchor, seed, and its own str
 depends on its own row alone, so a chain walked by itself takes the same steps, up to the rounding of batched products.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -75,9 +76,8 @@ def begin(
     Raises:
         BadInput: a sampler that accepts or rejects, with batches.
     """
-    together = len(chains.seeds)
-    if gradient is None and target.device.type == "cpu":  # one that is given may be that of these very chains
-        together = max(1, CACHED // target.d)
+    # a gradient that is given may be that of these very chains
+    together = walked_together(target) if gradient is None else len(chains.seeds)
     sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
     alike = chains.masks is None or len(chains.masks) == 1
     if isinstance(sampler, SGLD) and isinstance(gradient, Sequential) and alike:
@@ -85,6 +85,11 @@ def begin(
     whole = everything(target) if chains.batch_size is None else None
     groups = [Walking(target, part, sampler, gradient, whole) for part in chains.split(together)]
     return groups[0] if len(groups) == 1 else InTurn(groups)
+
+
+def walked_together(target: Target) -> int:
+    """Tell how many chains go together at most."""
+    return max(1, CACHED // target.d) if target.device.type == "cpu" else sys.maxsize
 
 
 class InTurn:

@@ -1,9 +1,11 @@
 """Looking at the potential from where chains are: the largest curvature, and how often a step would be accepted."""
 
+import copy
+
 import torch
 from torch import Tensor
 
-from assay.landscape.chains import Chains
+from assay.landscape.chains import Chains, walked_together
 from assay.landscape.gradients import Gradient, everything, gradient_of
 from assay.landscape.samplers.mala import log_ratio
 from assay.landscape.samplers.sampler import Point
@@ -45,7 +47,7 @@ class Probe:
         with torch.no_grad(), self._target.evaluating():
             loss, slope = self._gradient(position, self._batch)
         away = position - self._anchors
-        slope = self._masked(slope * self._n_beta + self._gamma * away)
+        slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._gamma))
         squared = torch.linalg.vecdot(away, away)
         potential = self._n_beta[:, 0].double() * loss + self._gamma[:, 0].double() / 2 * squared
         return Point(
@@ -75,6 +77,27 @@ class Probe:
     def acceptance(self, position: Tensor, step_size: float, seed: int) -> Tensor:
         """Give the probability with which a Langevin step from each position would be accepted, (chain,)."""
         generator = torch.Generator(position.device).manual_seed(seed)
+        together = walked_together(self._target)
+        return torch.cat(
+            [
+                self._of(slice(start, start + together))._acceptance(rows, step_size, generator)
+                for start, rows in zip(
+                    range(0, len(position), together), position.split(together), strict=True
+                )
+            ]
+        )
+
+    def _of(self, chains: slice) -> "Probe":
+        """Give the same for some of the chains."""
+        part = copy.copy(self)
+        part._n_beta, part._gamma = self._n_beta[chains], self._gamma[chains]
+        if len(self._anchors) > 1:
+            part._anchors = self._anchors[chains]
+        if self._masks is not None and len(self._masks) > 1:
+            part._masks = self._masks[chains]
+        return part
+
+    def _acceptance(self, position: Tensor, step_size: float, generator: torch.Generator) -> Tensor:
         noise = torch.randn(position.shape, generator=generator, device=position.device, dtype=position.dtype)
         noise, step = self._masked(noise), position.new_full((len(position), 1), step_size)
         before = self.point(position)
