@@ -57,7 +57,13 @@ def test_both_sides_are_those_of_their_parts(kind: str) -> None:
         atol=1e-5,
     )
     np.testing.assert_allclose(dataset["projected_share"], samples[:, 1].mean(0), rtol=0, atol=1e-5)
-    assert float(dataset["cancellation"]) == pytest.approx(samples[:, 2].mean(), rel=1e-4)
+    cancelled = np.log(samples[:, 2, 0])
+    assert float(dataset["cancellation"]) == pytest.approx(np.exp(cancelled.mean()), rel=1e-4)
+    spread = stats.t.ppf(0.975, len(cancelled) - 1) * stats.sem(cancelled)
+    assert float(dataset["cancellation_high"]) == pytest.approx(np.exp(cancelled.mean() + spread), rel=1e-4)
+    assert float(dataset["cancellation_stderr"]) == pytest.approx(
+        float(dataset["cancellation"]) * stats.sem(cancelled), rel=1e-4
+    )
     np.testing.assert_allclose(dataset["path_share"], stats.binom.pmf(range(4), 3, 0.5))
     assert float(dataset["projected_share"].sum()) == pytest.approx(1, abs=1e-5)
     own = assay.layer_horizon(

@@ -140,14 +140,14 @@ class LayerPaths(Measurement):
                 for part, values in zip(PARTS, shares, strict=True)
             },
             "projected_share": (("length",), gradient[:, 1].mean(0)),
-            **mean_variables("cancellation", gradient[:, 2, 0]),
+            **_ratio_variables("cancellation", gradient[:, 2, 0]),
             "path_share": (("length",), stats.binom.pmf(np.arange(layers + 1), layers, 0.5)),
             **self._both_sides(effect[:, KL], horizon, layers),
         }
         if self.baseline_inputs:
             twin = torch.cat([piece["twin"] for piece in units if "twin" in piece]).double().numpy()
             variables["baseline_gradient_share"] = (("length",), twin[:, 0].mean(0))
-            variables["baseline_cancellation"] = ((), twin[:, 2, 0].mean())
+            variables["baseline_cancellation"] = ((), np.exp(np.log(twin[:, 2, 0]).mean()))
         coordinates = {
             "metric": list(METRICS),
             "depth": np.arange(layers + 1),
@@ -207,6 +207,15 @@ def _shares(model: Model, inputs: Sequence[Tokens]) -> Tensor:
     projected = (parts * whole).sum((-1, -2)) / square
     cancelled = (sizes.sum(0) / square.sqrt()).expand_as(sizes)
     return torch.stack([sizes / sizes.sum(0), projected, cancelled]).permute(2, 0, 1)
+
+
+def _ratio_variables(name: str, samples: Floats) -> dict[str, Any]:
+    """A geometric mean over inputs; Student's interval is that of the logarithms, so that none goes below zero."""
+    log = {key: value for key, (_, value) in mean_variables(name, np.log(samples)).items()}
+    middle = np.exp(log[name])
+    return {
+        key: ((), middle * value if key.endswith("_stderr") else np.exp(value)) for key, value in log.items()
+    }
 
 
 def layer_paths(  # noqa: PLR0913 (settings of a verb)

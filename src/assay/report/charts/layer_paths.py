@@ -79,7 +79,7 @@ def panel(*, metric: str) -> Any:
     )
 
 
-def _length_panel() -> Any:
+def _length_panel(width: int = 300) -> Any:
     base = alt.Chart(alt.NamedData(name=_LENGTHS))
     across = alt.X("length:Q", title="blocks on the path", scale=alt.Scale(nice=False, padding=8))
     up = alt.Y("share:Q", title="share")
@@ -93,7 +93,7 @@ def _length_panel() -> Any:
     line = base.mark_line(point=alt.OverlayMarkDef(size=16), strokeWidth=1).encode(
         x=across, y=up, color=colour, tooltip=tooltip
     )
-    return alt.layer(spread, line).properties(width=300, height=260, title="Paths by length")
+    return alt.layer(spread, line).properties(width=width, height=260, title="Paths by length")
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
@@ -123,7 +123,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             name=_LENGTHS,
             title="Paths by length",
             caption="The size of the loss gradient at the embedding that paths of each length carry, of their sum.",
-            draw=_length_panel,
+            draw=lambda: _length_panel(220),
             frame=_lengths(dataset),
         ),
     ]
@@ -188,7 +188,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     found.append(
         Finding(
             f"The gradient is carried by paths of {mean:.1f} blocks on average, where a path has {usual:g}; what the "
-            f"lengths carry adds up to {float(dataset['cancellation']):.3g} times what is left of it.",
+            f"lengths carry adds up to {float(dataset['cancellation']):,.1f} times what is left of it.",
             position=0,
         )
     )
