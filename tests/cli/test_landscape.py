@@ -33,6 +33,10 @@ def make():
     nn.init.zeros_(module.bias)
     return module, squares, (inputs, module(inputs).detach())
 
+def off():
+    module, loss, (inputs, targets) = make()
+    return module, loss, (inputs, targets + 1)
+
 def nothing():
     return None
 
@@ -102,6 +106,26 @@ def test_loss_and_mask_are_named(assay: Assay, toy: Path, tmp_path: Path) -> Non
     assert document["settings"]["loss"] == "squared_distance_to_anchor"
     assert document["dataset"]["attrs"]["parameters"] == 6
     assert document["dataset"]["variables"]["anchor_loss"]["data"] == 0
+
+
+def test_what_fails_is_said_first_and_there_is_no_bare_number(
+    assay: Assay, toy: Path, tmp_path: Path
+) -> None:
+    """Targets that are off by one: the loss falls all the way from the anchor."""
+    lines = assay("llc", f"{toy}:off", *FEW, "--out", tmp_path / "runs").lines
+    first = next(place for place, line in enumerate(lines) if "L202 the anchor is not a minimum" in line)
+    number = next(place for place, line in enumerate(lines) if line.split()[:1] == ["llc"])
+    assert first < number
+    assert lines[number].split() == ["llc", "none"]
+
+
+def test_a_sampler_is_told_its_settings_in_words(assay: Assay, toy: Path, tmp_path: Path) -> None:
+    words = ("--sampler", "hmc", "--sampler-settings", "leapfrog=3", "jitter=0.5", "--json")
+    document = assay("llc", f"{toy}:make", *FEW, *words, "--out", tmp_path / "runs").document
+    assert document["settings"]["sampler_settings"] == {"jitter": 0.5, "leapfrog": 3}
+    refused = assay("llc", f"{toy}:make", *FEW, "--sampler-settings", "leapfrog=3")
+    assert refused.code == 2
+    assert "no setting 'leapfrog'; it has momentum, adjusted" in refused.err
 
 
 def test_a_rehearsal_tells_what_it_would_take(assay: Assay, toy: Path) -> None:

@@ -103,6 +103,13 @@ def test_without_a_plateau_there_is_a_failing_check() -> None:
     assert math.isnan(float(result.dataset["step_size_found"]))
 
 
+def test_away_from_a_minimum_there_is_a_failing_check(plane: Result) -> None:
+    verdicts = {check.code: check.verdict for check in plane.checks}
+    assert verdicts["L202"] == "pass"
+    (judged, _) = plane.measurement.checks(plane.dataset.assign(anchor_downhill=30.0))
+    assert (judged.code, judged.verdict) == ("L202", "fail")
+
+
 def test_a_run_resumed_gives_the_same(tmp_path) -> None:
     _, module, data = network()
     given = {"n_betas": (20.0,), "draws": 50, "burn_in": 100}

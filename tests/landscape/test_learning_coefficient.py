@@ -190,6 +190,12 @@ def test_an_untrained_network_fails_as_no_minimum(measured: Result) -> None:
     untrained = deep_linear.as_module(deep_linear.random_weights((3, 4, 3), generator=generator(9)))
     result = learning_coefficient(untrained, squared_error, data, step_size=1e-3, draws=50, burn_in=50)
     assert verdicts(result)["L202"] == "fail"
+    # and no number, of whatever estimator, but the raw mean
+    numbers = {
+        name: float(result.dataset[name].mean()) for name in result.dataset if str(name).startswith("llc")
+    }
+    assert {str(name) for name, value in numbers.items() if not math.isnan(value)} <= {"llc_raw", "llc_bias"}
+    assert "No estimate" in result.chart().to_dict()["title"]["subtitle"]
 
 
 def test_a_chain_that_diverged_is_named_and_left_out(measured: Result) -> None:

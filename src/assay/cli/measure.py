@@ -4,6 +4,7 @@ A setting that a verb gains is an option of its command without a line written h
 """
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -291,7 +292,7 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def summary(result: Result) -> list[str]:
-    """Say in a few lines what a result holds: words, single numbers, findings, checks."""
+    """Say in a few lines what a result holds: checks that fail, words, single numbers, findings, other checks."""
     from assay.report.contents import findings_of
 
     attributes, variables = result.dataset.attrs, result.dataset.data_vars
@@ -300,9 +301,10 @@ def summary(result: Result) -> list[str]:
     numbers = [(name, _number(result, name)) for name in single if not name.endswith(COMPANIONS)]
     passed = [check for check in result.checks if check.verdict == "pass"]
     return [
+        *check_lines([check for check in result.checks if check.verdict == "fail"]),
         *columns([*words, *numbers]),
         *(f"• {printable(finding.text)}" for finding in findings_of(result)[:LINES]),
-        *check_lines([check for check in result.checks if check.verdict != "pass"]),
+        *check_lines([check for check in result.checks if check.verdict == "warn"]),
         f"{len(passed)} of {len(result.checks)} checks passed",
     ]
 
@@ -319,6 +321,8 @@ def _number(result: Result, name: str) -> str:
     def figure(suffix: str) -> float:
         return float(known[name + suffix])
 
+    if math.isnan(figure("")):
+        return "none"
     text = f"{figure(''):.4g}"
     if f"{name}_low" in known:
         return f"{text}  [{figure('_low'):.4g}, {figure('_high'):.4g}]"

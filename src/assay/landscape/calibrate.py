@@ -30,6 +30,7 @@ from assay.landscape.calibration import Aim, run
 from assay.landscape.chains import Chains, walk
 from assay.landscape.estimators import NUMBERS, Draws, mean
 from assay.landscape.learning_coefficient import LearningCoefficient
+from assay.landscape.learning_coefficient_checks import minimum
 from assay.landscape.learning_coefficient_settings import require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look
@@ -82,6 +83,7 @@ class Calibrate(Measurement):
     """
 
     name: ClassVar[str] = "calibrate"
+    revision: ClassVar[int] = 2
     data: str
     loss: str
     step_sizes: tuple[float, ...] | None = None
@@ -171,6 +173,7 @@ class Calibrate(Measurement):
             "step_size": torch.tensor(shared.step_size, dtype=torch.float64),
             "found": torch.tensor(shared.found, dtype=torch.float64),
             "anchor_loss": shared.anchor.loss,
+            "downhill": shared.anchor.downhill,
         }
 
     def combine(self, model: Target, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -199,18 +202,21 @@ class Calibrate(Measurement):
         )
         dataset["diverged"] = (dims, (~finite).sum(-1))
         dataset["plateau"] = plateau(dataset)
+        dataset["anchor_downhill"] = float(walked["downhill"])
         dataset["step_size_found"] = ((), float(walked["found"]), {"allow_nan": True})
         return dataset
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """Judge whether there is a plateau."""
+        """Judge whether the anchor is a minimum, and whether there is a plateau."""
+        middle = dataset["llc_raw"].isel(n_beta=dataset.sizes["n_beta"] // 2)
+        found = [minimum(float(dataset["anchor_downhill"]), float(middle.median()))]
         code, title = "L211", "no plateau"
         count = int(dataset["plateau"].sum())
         message = f"{count} of {dataset['plateau'].size} settings are on the plateau."
         if count >= 2:
-            return [Check(code, title, "pass", float(count), message)]
+            return [*found, Check(code, title, "pass", float(count), message)]
         remedy = "Look at other step sizes, or walk longer; without a plateau there is no estimate to trust."
-        return [Check(code, title, "fail", float(count), message, remedy)]
+        return [*found, Check(code, title, "fail", float(count), message, remedy)]
 
     def memory(self, model: Target) -> int:
         """Positions, gradients and noise of all chains of all settings, and their traces."""

@@ -24,6 +24,8 @@ from assay.runs.measurement import Pieces
 
 NUMBERS = ("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse", "r_hat", "ess", "drift", "drift_stderr")
 """What `summary` gives."""
+ROUNDING = 1e-6
+"""Of an excess loss in float32, as a share of n beta L*, and at least by itself: so little is not below the anchor."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,16 @@ def mean(draws: Draws) -> dict[str, Any]:
         "llc_raw": float(draws.n_beta * (draws.loss.mean() - draws.baseline)) if draws.loss.size else np.nan,
         "llc_bias": float(draws.bias.mean()) if draws.bias.size else np.nan,
     }
-    if found["llc_high"] < 0:
-        found |= dict.fromkeys(("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse"), np.nan)
-    return found
+    rounding = ROUNDING * max(1.0, draws.n_beta * abs(draws.baseline))
+    return withheld(found) if found["llc_high"] < -rounding else found
+
+
+def withheld(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Put NaN for every estimate, so that no number stands where there is no coefficient; the raw mean stays."""
+    return {
+        name: np.nan if name.startswith("llc") and name not in ("llc_raw", "llc_bias") else value
+        for name, value in found.items()
+    }
 
 
 def variance(draws: Draws) -> dict[str, float]:

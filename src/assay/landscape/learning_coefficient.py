@@ -31,14 +31,14 @@ from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
 from assay.landscape.defaults import affordable_steps, cheap_batch, stepping
-from assay.landscape.estimators import Draws, aligned, mean, named, slope, variance, wbic
+from assay.landscape.estimators import Draws, aligned, mean, named, slope, variance, wbic, withheld
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
 from assay.landscape.learning_coefficient_checks import judge
 from assay.landscape.learning_coefficient_settings import Setting, require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name, next_token
-from assay.landscape.minimum import Anchor, look
+from assay.landscape.minimum import Anchor, look, steepest
 from assay.landscape.probe import Probe
 from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.sampler import Sampler
@@ -70,17 +70,13 @@ class LearningCoefficient(Measurement):
         burn_in: steps before them, never averaged; until nothing drifts when None.
         batch_size: examples in a batch; None takes all of the data at each step, "auto" as many as are cheap.
         sampler: by which steps; a name of `assay.landscape.samplers`.
-        sampler_settings: of the sampler, by name; what is not given is its own, and of "sgld" `momentum` (the share
-            that a step keeps, from 0 to below 1) is 0.9 with all of the data in each step and 0 with batches, and
-            `adjusted` (each step is accepted or rejected) is so with momentum and 32 parameters or fewer.
+        sampler_settings: of the sampler, by name, as `sampler_settings_of` reads them.
         relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
         bias_tolerance: what the step size may add before it is subtracted, as a share of the estimate.
         budget: steps of each chain, burn-in included; between 2,000 and 20,000 by the work of a step when None.
-        second_temperature: walk as many chains again at n beta divided by this, above 1, and estimate from the slope
-            between both temperatures too; None for not.
+        second_temperature: walk as many chains again at n beta over this, above 1, and estimate from the slope too.
         fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
-        chains_at_once: walk this many chains together; when None all of them, or one where a million parameters or
-            more are sampled. Fewer need less memory.
+        chains_at_once: walk this many chains together; when None all of them, or one from a million parameters on.
         seed: of noise and batches.
     """
 
@@ -188,7 +184,9 @@ class LearningCoefficient(Measurement):
         acceptance = torch.full_like(chains.n_beta, torch.nan)
         if "acceptance" in found.walk.reports:
             acceptance = found.walk.reports["acceptance"][:, found.burn_in :].mean(1)
-        elif not isinstance(found.walking, Frugal):
+        elif isinstance(found.walking, Frugal):
+            acceptance = found.walking.acceptance(self.seed)
+        else:
             acceptance = Probe(model, chains).acceptance(found.walking.position, found.step_size, self.seed)
         pieces = {
             **{f"trace_{name}": trace[:count] for name, trace in traces.items()},
@@ -223,6 +221,8 @@ class LearningCoefficient(Measurement):
                 baseline,
             )
         variables: dict[str, Any] = {**mean(draws), **self._others(model, draws, hot)}
+        if no_minimum := float(parts[0]["downhill"]) > steepest(variables["llc_raw"]):
+            variables = withheld(variables)
         variables["unexplored"] = (
             1 - 2 * (virial - bias)[kept, after].mean() / parameters if kept.any() else np.nan
         )
@@ -230,7 +230,7 @@ class LearningCoefficient(Measurement):
             each = torch.cat([part["singular_fluctuation"] for part in parts]).numpy()[kept]
             variables |= named("singular_fluctuation", each)
         per_chain = np.full(self.chains, np.nan)
-        per_chain[kept] = draws.excess.mean(1)
+        per_chain[kept] = np.nan if no_minimum else draws.excess.mean(1)
         steps = np.unique(np.linspace(0, loss.shape[1] - 1, TRACE).round().astype(int))
         trace, free = ("chain", "draw"), {"allow_nan": True}
         variables |= {
@@ -274,6 +274,7 @@ class LearningCoefficient(Measurement):
         return {
             "model": model.source,
             "loss": self.loss,
+            "moved": model.moved,
             "examples": model.n,
             "batch_size": self.batch(model) or model.n,
             "sampler": sampler.name,
@@ -326,9 +327,8 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         module: any network, or a model as `assay.load` gives it; its weights are the anchor, and are left as they
             are. It is sampled in eval mode.
         loss: ``loss(module, batch)`` with one value per example or token, or the name of a ready-made one of
-            `assay.landscape.losses`: ``"next_token"``, ``"squared_error"``, ``"cross_entropy"``, and for what a
-            network does rather than how well, ``"kl_to_anchor"`` and ``"squared_distance_to_anchor"``. ``None``
-            for a loaded language model is the next token's.
+            `assay.landscape.losses`: ``"next_token"`` (of a loaded language model when None), ``"squared_error"``,
+            ``"cross_entropy"``, or for behaviour ``"kl_to_anchor"`` and ``"squared_distance_to_anchor"``.
         data: a tensor, a tuple of tensors, a ``Dataset`` or a ``DataLoader``; for a loaded language model also the
             path of a text or token file.
         n_beta: number of samples times inverse temperature; n / ln n when not given.
@@ -339,12 +339,10 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         burn_in: steps before them; until nothing drifts when not given.
         batch_size: examples in a batch; None takes all of the data at each step, "auto" as many as are cheap.
         sampler: by which steps: "sgld", "psgld", "sghmc", "sgnht", "baoab", or on all of the data "mala" or "hmc".
-        momentum: of "sgld": the share of its momentum that a step keeps. 0.9 with all of the data in each step and
-            0, which is plain Langevin dynamics, with batches when not given.
-        sampler_settings: what else the sampler can be told, as a mapping or as words: ``{"friction": 5.0}``,
-            ``["friction=5.0"]``. "sgld" has momentum and adjusted (accept or reject each step; so where it keeps
-            momentum and moves 32 parameters or fewer), "psgld" adapt and damping, "sghmc" friction and noise,
-            "sgnht" diffusion and inertia, "baoab" friction, "hmc" leapfrog and jitter (`assay.landscape.samplers`).
+        momentum: of "sgld": the share that a step keeps; 0.9 with all of the data and 0 with batches when not given.
+        sampler_settings: what the sampler is told, as a mapping or as words (``friction=5.0``): of "sgld" momentum,
+            and adjusted (accept or reject each step; by itself up to 32 parameters); "psgld": adapt, damping;
+            "sghmc": friction, noise; "sgnht": diffusion, inertia; "baoab": friction; "hmc": leapfrog, jitter.
         mask: parameter name -> bool tensor, true where it moves; parameters not named stay. Or words: ``"head.3.5"``
             or ``"mlp.3"`` of a loaded language model, ``"layers.0.*"`` of any module.
         seed: of noise and batches.

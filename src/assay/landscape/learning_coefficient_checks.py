@@ -5,6 +5,7 @@ import math
 import xarray as xr
 
 from assay.estimates.checks import Check, graded
+from assay.landscape.minimum import steepest
 
 BIAS = 0.15
 """Share of the estimate that the step size may add, before it is subtracted, before a warning; twice that fails.
@@ -23,12 +24,14 @@ REFUSED, STUCK = 0.5, 0.9
 
 def judge(dataset: xr.Dataset) -> list[Check]:
     """Give every verdict on an estimate; see ``docs/checks.md`` for what each rests on."""
-    lost = _diverged(dataset)
+    lost, gain, raw = (_diverged(dataset), *(float(dataset[name]) for name in ("anchor_downhill", "llc_raw")))
     if int((~dataset["diverged"]).sum()) < 2:
-        return [lost, _minimum(dataset)]
+        return [lost, minimum(gain, raw)]
+    if math.isnan(float(dataset["llc"])):  # withheld: there is nothing else to judge
+        return [lost, minimum(gain, raw - float(dataset["llc_bias"]), below=gain <= steepest(raw))]
     return [
         lost,
-        _minimum(dataset),
+        minimum(gain, raw),
         _agreement(dataset),
         _draws(dataset),
         _drift(dataset),
@@ -50,11 +53,17 @@ def _diverged(dataset: xr.Dataset) -> Check:
     return graded("L201", "chains diverged", float(len(chains)), (0, 0), message, remedy)
 
 
-def _minimum(dataset: xr.Dataset) -> Check:
-    gain, found = float(dataset["anchor_downhill"]), float(dataset["llc_raw"])
+def minimum(gain: float, found: float, *, below: bool = False) -> Check:
+    """Judge whether an anchor is a minimum.
+
+    Args:
+        gain: n beta times the loss that a line search downhill gains.
+        found: n beta times the loss that chains found above the anchor's.
+        below: whether all of what chains found lies below it.
+    """
     message = f"Going straight downhill from the anchor gains {gain:.3g} in units of the estimate."
-    limit = max(0.5, 0.02 * found)
-    if math.isnan(float(dataset["llc"])) and found < 0:
+    limit = steepest(found)
+    if below:
         message = f"Chains found lower loss than the anchor's, by {-found:.3g} in units of the estimate: there is none."
         limit = -math.inf
     remedy = (

@@ -21,7 +21,7 @@ LANGEVIN: Mapping[str, type] = {"momentum": float, "adjusted": bool}
 def sampler_settings_of(
     sampler: str, given: Mapping[str, float] | Sequence[str] | None, momentum: float | None = None
 ) -> dict[str, Setting]:
-    """Read the settings of a sampler.
+    """Read the settings of a sampler; what is not given it takes by itself (`assay.landscape.defaults.stepping`).
 
     Args:
         sampler: its name.

@@ -23,6 +23,11 @@ class Anchor(NamedTuple):
     downhill: Tensor
 
 
+def steepest(raw: float) -> float:
+    """Give the largest `Anchor.downhill` of what passes for a minimum, where chains found an excess loss."""
+    return max(0.5, 0.02 * raw)
+
+
 def look(model: Target, n_beta: float) -> Anchor:
     """Look at a module's present weights; see `Anchor`."""
     anchor, here, slope = model.anchor(), model.anchor_loss, _slope(model)

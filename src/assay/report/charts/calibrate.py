@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from assay.report.charts.learning_coefficient import truth_line
 from assay.report.figure import Figure
-from assay.report.theme import finished, records
+from assay.report.theme import finished
 
 _PLANE = "calibrate"
 _WIDTH, _HEIGHT = 460, 240
@@ -58,12 +59,8 @@ def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
         base.transform_filter("datum.plateau")
         .mark_point(size=60, filled=True, opacity=1)
         .encode(x=x, y=y, color=color, tooltip=tips),
+        *truth_line(truth, scale),
     ]
-    if truth is not None:
-        known = alt.Chart(alt.InlineData(values=records(pd.DataFrame({"truth": [truth]}))))
-        layers.append(
-            known.mark_rule(style="cursor", strokeDash=[6, 4]).encode(y=alt.Y("truth:Q", scale=scale))
-        )
     title = alt.Title("Calibration plane", subtitle=_sentence(dataset))
     return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=title)
 

@@ -1,5 +1,7 @@
 """The learning coefficient: the trace of every chain, with burn-in shaded and the estimate with its interval."""
 
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -36,8 +38,9 @@ def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
     known = [] if truth is None else [truth]
     domain = [bottom, max([top, *known, *_finite(float(dataset["llc_high"]))]) * 1.05]
     x = alt.X("draw:Q", title="draw (negative: burn-in)", scale=alt.Scale(domain=[first, last], nice=False))
-    y = alt.Y("excess:Q", title="nβ (L − L*)", scale=alt.Scale(domain=domain, clamp=True))
-    estimate = alt.Chart(alt.InlineData(values=records(_estimate(dataset, truth))))
+    scale = alt.Scale(domain=domain, clamp=True)
+    y = alt.Y("excess:Q", title="nβ (L − L*)", scale=scale)
+    estimate = alt.Chart(alt.InlineData(values=records(_estimate(dataset))))
     burn_in = estimate.transform_filter("datum.kind == 'burn-in' && datum.start < 0")
     layers = [
         burn_in.mark_rect(opacity=0.12, color="#808080").encode(
@@ -57,9 +60,7 @@ def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
         estimate.transform_filter("datum.kind == 'estimate'")
         .mark_rule(style="accent-outline", strokeWidth=2)
         .encode(x="start:Q", x2="stop:Q", y="value:Q"),
-        estimate.transform_filter("datum.kind == 'truth'")
-        .mark_rule(style="cursor", strokeDash=[6, 4])
-        .encode(x="start:Q", x2="stop:Q", y="value:Q"),
+        *truth_line(truth, scale),
     ]
     title = alt.Title("Local learning coefficient", subtitle=_sentence(dataset, truth))
     return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=title)
@@ -98,15 +99,26 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     )
 
 
-def _estimate(dataset: xr.Dataset, truth: float | None) -> pd.DataFrame:
+def truth_line(truth: float | None, scale: Any) -> list[alt.Chart]:
+    """Draw a known learning coefficient as a dashed line across a chart, where one is known.
+
+    Args:
+        truth: the coefficient.
+        scale: of the chart's y.
+    """
+    if truth is None:
+        return []
+    known = alt.Chart(alt.InlineData(values=records(pd.DataFrame({"truth": [truth]}))))
+    return [known.mark_rule(style="cursor", strokeDash=[6, 4]).encode(y=alt.Y("truth:Q", scale=scale))]
+
+
+def _estimate(dataset: xr.Dataset) -> pd.DataFrame:
     first, last = (float(dataset["draw"].values[place]) for place in (0, -1))
     value, low, high = (float(dataset[name]) for name in ("llc", "llc_low", "llc_high"))
     rows = [
         ("burn-in", first, 0.0, np.nan, np.nan, np.nan),
         ("estimate", max(first, 0.0), last, value, low, high),
     ]
-    if truth is not None:
-        rows.append(("truth", first, last, truth, truth, truth))
     return pd.DataFrame(rows, columns=["kind", "start", "stop", "value", "low", "high"])
 
 
