@@ -6,9 +6,15 @@ from pydoc_data import topics
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 import assay
 from assay.landscape import target as target_module
+from assay.landscape.gradients import gradient_of
+from assay.landscape.losses import next_token
+from assay.landscape.sequential import Sequential
+from assay.landscape.target import target
+from assay.landscape.tokens import token_rows
 from assay.models.model import Model
 from assay.runs.result import Result
 
@@ -55,6 +61,54 @@ def test_pairing_with_the_anchor_gives_the_estimate_of_all_data(
     # near the anchor, where one head stays longer than all weights, there is little but the chance of the batches
     first, share = slice(-4, 12), 0.9 if mask is None else 0.5
     assert float(found["loss"].sel(draw=first).std()) < share * float(expected["loss"].sel(draw=first).std())
+
+
+@pytest.mark.parametrize("mask", ["head.1.2", "mlp.1"])
+@pytest.mark.parametrize("loss", [None, "kl_to_anchor"])
+def test_passes_that_begin_where_weights_move_change_nothing(
+    monkeypatch, tiny_llama: Model, text: Path, mask: str, loss: str | None
+) -> None:
+    monkeypatch.setattr(target_module, "KEPT", 0)
+    rows = token_rows(tiny_llama, text, context=32)
+    made = target(tiny_llama, loss, rows, mask=mask)
+    whole = target(tiny_llama.module, loss or next_token, rows, mask=dict(made.named(made.mask)))
+    assert made.entries is not None
+    assert whole.entries is None
+    assert_close(made.anchor_loss, whole.anchor_loss, rtol=1e-6, atol=1e-9)
+    here = made.anchor() + 0.05 * torch.randn(made.d, generator=torch.Generator().manual_seed(2))
+    found, expected = torch.zeros_like(here), torch.zeros_like(here)
+    with made.evaluating():
+        one = Sequential(made).add(here, (rows[:3],), found)
+    with whole.evaluating():
+        other = Sequential(whole).add(here, (rows[:3],), expected)
+    assert_close(one, other, rtol=1e-6, atol=1e-9)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert float(expected.abs().max()) > 0
+    assert made.entries.held > 0
+    assert isinstance(gradient_of(made), Sequential)
+
+
+def test_passes_are_whole_where_the_first_block_moves(tiny_llama: Model, text: Path) -> None:
+    assert target(tiny_llama, None, text, mask="mlp.0").entries is None
+    assert target(tiny_llama, None, text).entries is None
+    assert target(tiny_llama, None, text, mask="*embed*").entries is None
+
+
+def test_a_record_says_what_moved(tiny_llama: Model, text: Path) -> None:
+    attrs = measured(tiny_llama, text, None, mask="head.1.2", draws=8).dataset.attrs
+    assert attrs["moved"].startswith("model.layers.1.self_attn.q_proj.weight (256 of 1,024), ")
+    assert measured(tiny_llama, text, None, draws=8).dataset.attrs["moved"] == "everything"
+
+
+def test_a_step_of_a_large_module_is_tested(tiny_llama: Model, text: Path) -> None:
+    accepted = {
+        step_size: measured(tiny_llama, text, None, mask="mlp.1", draws=8, step_size=step_size).dataset[
+            "acceptance"
+        ]
+        for step_size in (1e-5, 0.3)
+    }
+    assert float(accepted[1e-5].min()) > 0.9
+    assert float(accepted[0.3].max()) < 0.5
 
 
 @pytest.mark.slow
