@@ -74,6 +74,6 @@ def test_groups_of_chains_are_tested_as_all_together(monkeypatch) -> None:
     setting = Chains((1, 2, 3), one, torch.tensor([2.0, 7.0, 12.0]), torch.tensor([0.5, 9.0, 2.0]))
     probe, at = Probe(made, setting), torch.linspace(0.3, 0.9, 96).view(3, 32)
     together = probe.acceptance(at, 2e-2, 0)
-    assert 0 < float(together.min()) < float(together.max()) < 1
+    assert 0.1 < float(together.min()) < 0.9
     monkeypatch.setattr(chains_module, "CACHED", 2 * 32)
     torch.testing.assert_close(probe.acceptance(at, 2e-2, 0), together, rtol=1e-5, atol=0)
