@@ -163,7 +163,7 @@ def test_a_language_model_needs_a_text_and_no_loss(assay: Assay, folder: Path, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("{toy}:made",), "no function 'made'; functions there: squares, make, nothing"),
+        (("{toy}:made",), "no function 'made'; functions there: squares, make, off, nothing"),
         (("{toy}:number",), "no function 'number'"),
         (("{toy}:nothing",), "returned NoneType: expected module, loss and data"),
         (("{folder}/none.py:make",), "there is no file"),
