@@ -35,9 +35,9 @@ def chart(dataset: xr.Dataset) -> alt.VConcatChart:
     return finished(picture, {_WAYS: ways, _SCALES: scales, _LOSSES: losses})
 
 
-def _differences(ways: pd.DataFrame) -> Any:
+def _differences(ways: pd.DataFrame, width: int = 230) -> Any:
     """Largest difference of a logit in both precisions: what is exact falls with the precision."""
-    base = alt.Chart(alt.NamedData(name=_WAYS), width=230, height=alt.Step(_ROW))
+    base = alt.Chart(alt.NamedData(name=_WAYS), width=width, height=alt.Step(_ROW))
     points = (
         base.transform_filter("isValid(datum.difference)")
         .mark_point(filled=True, size=50)
@@ -55,7 +55,7 @@ def _differences(ways: pd.DataFrame) -> Any:
         .encode(y=_rows(ways), x=alt.value(6))
     )
     return alt.layer(points, broken).properties(
-        title=alt.TitleParams("Exact or not", subtitle="blue: exact; orange: another model")
+        title=alt.TitleParams("Exact or not", subtitle=["blue: exact", "orange: another model"])
     )
 
 
@@ -64,8 +64,8 @@ def _rows(ways: pd.DataFrame, *, labels: bool = True) -> alt.Y:
     return alt.Y("way:N", sort=names, scale=alt.Scale(domain=names), title=None, axis=alt.Axis(labels=labels))
 
 
-def _kl(ways: pd.DataFrame) -> Any:
-    base = alt.Chart(alt.NamedData(name=_WAYS), width=190, height=alt.Step(_ROW)).transform_filter(
+def _kl(ways: pd.DataFrame, width: int = 190) -> Any:
+    base = alt.Chart(alt.NamedData(name=_WAYS), width=width, height=alt.Step(_ROW)).transform_filter(
         "datum.precision === 'own' && isValid(datum.kl)"
     )
     rows = _rows(ways, labels=False)
@@ -84,20 +84,22 @@ def _kl(ways: pd.DataFrame) -> Any:
         layers.append(
             compared.mark_tick(style="accent", thickness=2, size=12).encode(y=rows, x=alt.X("baseline:Q"))
         )
-    subtitle = "line: 95% interval; tick: scales of other norms"
+    subtitle = ["line: 95% interval", "tick: scales of other norms"]
     return alt.layer(*layers).properties(title=alt.TitleParams("How far", subtitle=subtitle))
 
 
 def _losses(dataset: xr.Dataset) -> alt.Chart:
-    models = [str(model) for model in dataset["model"].values]
+    models = [str(model).replace("_", " ") for model in dataset["model"].values]
     return (
-        alt.Chart(alt.NamedData(name=_LOSSES), width=190, height=alt.Step(_ROW))
+        alt.Chart(alt.NamedData(name=_LOSSES), width=170, height=alt.Step(_ROW))
         .transform_filter("isValid(datum.loss)")
         .mark_tick(thickness=2, size=14)
         .encode(
             y=alt.Y("model:N", sort=models, title=None),
             x=alt.X("loss:Q", title="loss (nats)", scale=alt.Scale(type="symlog", zero=True)),
-            color=alt.Color("quantile:N", sort=None, title="quantile over tokens"),
+            color=alt.Color(
+                "quantile:N", sort=None, title="quantile over tokens", legend=alt.Legend(columns=3)
+            ),
             tooltip=[
                 "model:N",
                 "quantile:N",
@@ -108,15 +110,16 @@ def _losses(dataset: xr.Dataset) -> alt.Chart:
     )
 
 
-def _heatmap(dataset: xr.Dataset) -> alt.Chart:
+def _heatmap(dataset: xr.Dataset, widest: int = 640) -> alt.Chart:
     norms = [str(norm) for norm in dataset["norm"].values]
     height = max(4, min(14, 420 // len(norms)))
-    width = max(4, min(22, 640 // dataset.sizes["position"]))
+    width = max(4, min(22, widest // dataset.sizes["position"]))
+    axis = alt.Axis(orient="top", labelAngle=0, labelOverlap=True, labelSeparation=6)
     return (
         alt.Chart(alt.NamedData(name=_SCALES), width=alt.Step(width), height=alt.Step(height))
         .mark_rect()
         .encode(
-            x=alt.X("position:O", title="position", axis=alt.Axis(orient="top", labelAngle=0, labelOverlap=True)),
+            x=alt.X("position:O", title="position", axis=axis),
             y=alt.Y("norm:N", sort=norms, title=None, axis=alt.Axis(labelOverlap=True)),
             color=alt.Color(
                 "scale:Q", title="what the norm divides by", scale=alt.Scale(type="log", range="ramp"),
@@ -129,7 +132,7 @@ def _heatmap(dataset: xr.Dataset) -> alt.Chart:
 
 
 def _log_axis() -> alt.Axis:
-    return alt.Axis(format=".0e", tickCount=4)
+    return alt.Axis(format=".0e", tickCount=3, labelOverlap=True, labelSeparation=6)
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
@@ -145,7 +148,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             caption=f"{where}; positions with a scale of their own: {apart}. The largest difference of a logit, "
             "computed in the model's own dtype and in float64, and the KL divergence from the original with its "
             "interval over inputs. A way without a point gives no finite logits.",
-            draw=lambda: alt.hconcat(_differences(ways), _kl(ways)),
+            draw=lambda: alt.hconcat(_differences(ways, 170), _kl(ways, 150)),
             frame=ways,
         ),
         Figure(
@@ -159,7 +162,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             name=_SCALES,
             title="What the norms divide by",
             caption=f"{where}: the scale of every {told['kind']} at each position, mean over inputs.",
-            draw=lambda: _heatmap(dataset),
+            draw=lambda: _heatmap(dataset, 220),
             frame=scales,
         ),
     ]  # fmt: skip
@@ -197,14 +200,16 @@ def loss_frame(dataset: xr.Dataset) -> pd.DataFrame:
     for model in map(str, dataset["model"].values):
         one = dataset.sel(model=model)
         ends = {name: float(one[f"loss_{name}"]) for name in ("low", "high")}
-        rows.append({"model": model, "quantile": "mean", "loss": float(one["loss"]), **ends})
+        rows.append(
+            {"model": model.replace("_", " "), "quantile": "mean", "loss": float(one["loss"]), **ends}
+        )
         for quantile in dataset["quantile"].values:
             ends = {
                 name: float(one[f"loss_quantile_{name}"].sel(quantile=quantile)) for name in ("low", "high")
             }
             label = "largest" if quantile == 1 else f"{quantile:.0%}"
             value = float(one["loss_quantile"].sel(quantile=quantile))
-            rows.append({"model": model, "quantile": label, "loss": value, **ends})
+            rows.append({"model": model.replace("_", " "), "quantile": label, "loss": value, **ends})
     return pd.DataFrame(rows)
 
 
