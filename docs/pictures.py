@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import altair as alt
+import circuit_pictures
 import pandas as pd
 import sampler_pictures
 import torch
@@ -35,6 +36,8 @@ def main() -> None:
         "bias_law": sampler_pictures.where_the_law_holds,
     }.items():
         make().configure(**config("light")).save(HERE / "landscape" / f"{name}.svg")
+    circuits = circuit_pictures.known_circuits().configure(**config("light"))
+    circuits.save(HERE / "known_circuits.svg")
     for name, chart in {"sites": norms(model), "partial_forwards": saved(model)}.items():
         chart.configure(**config("light")).save(HERE / f"{name}.svg")
 

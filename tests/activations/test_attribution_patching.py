@@ -10,6 +10,7 @@ from scipy import stats
 import assay
 from assay.activations.attribution_checks import attribution_checks
 from assay.activations.attribution_patching import AttributionPatching
+from assay.activations.indifferent import indifferent_copy
 from assay.activations.node_attribution import attribute, contrast
 from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput
@@ -162,22 +163,24 @@ def test_the_copier_s_verdicts(method: Any) -> None:
     result = assay.attribution_patch(
         wrap(module), pairs.clean, pairs.corrupted, answer=pairs.answers, foil=pairs.foils, method=method
     )
-    verdicts = {check.code: check.verdict for check in result.checks if check.code != "P204"}
+    verdicts = {check.code: check.verdict for check in result.checks}
     assert verdicts == dict.fromkeys(verdicts, "pass")
-    assert {"P201", "P202", "P203", "P205"} <= set(verdicts)
+    assert {"P201", "P202", "P203", "P204", "P205"} <= set(verdicts)
     nothing = assay.attribution_patch(wrap(module), pairs.clean, pairs.clean, answer=pairs.answers)
     assert {check.code: check.verdict for check in nothing.checks}["P201"] == "fail"
     assert float(np.abs(nothing.dataset["attribution_z"]).max()) == 0
 
 
-def test_the_baseline_puts_in_random_tokens_of_the_seed(model: Model) -> None:
+def test_the_baseline_attributes_to_a_copy_of_the_seed(model: Model) -> None:
     dataset = run(model, pairs=2, baseline=True, seed=5, sites=("z",)).dataset
-    generator = torch.Generator().manual_seed(5 * 1_000_003)
-    tokens = torch.randint(101, (7,), generator=generator).tolist()
+    gauge = Gauge(("logit_difference",), 7, 12, torch.zeros(101))
+    ids = torch.tensor([CORRUPTED[0]]), torch.tensor([CLEAN[0]])
+    copied = indifferent_copy(model, *ids, gauge, 5 * 1_000_003)[0].tolist()
     other = assay.attribution_patch(
-        model, [tokens], [CORRUPTED[0]], answer=7, foil=12, sites=("z",), exact=0, baseline=False
+        model, [copied], [CORRUPTED[0]], answer=7, foil=12, sites=("z",), exact=0, baseline=False
     ).dataset
     np.testing.assert_allclose(dataset["baseline_attribution_z"], other["attribution_z"], rtol=0, atol=NATS)
+    assert float(dataset["baseline_total_effect"]) == pytest.approx(float(other["total_effect"]), abs=NATS)
 
 
 def test_the_metric_follows_from_what_is_given(model: Model) -> None:

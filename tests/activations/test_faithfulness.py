@@ -51,7 +51,9 @@ def circuits(model: Model, kept: torch.Tensor) -> torch.Tensor:
     return run_circuits(graph, torch.tensor([CLEAN]), other, kept)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "gemma3", "olmo2", "exaone4", "granite"]
+)
 def test_the_whole_graph_is_the_clean_run_and_the_empty_one_the_corrupted(kind: str) -> None:
     other = wrap(FAMILIES[kind].build())
     allowed = graph_of(other).allowed

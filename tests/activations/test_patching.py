@@ -9,7 +9,9 @@ import torch
 from scipy import stats
 
 import assay
+from assay.activations.indifferent import indifferent_copy
 from assay.activations.patching import SITES, Patching, canonical_site
+from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput
 from assay.models.model import Model, wrap
 from assay.runs.measurement import from_settings, settings
@@ -97,19 +99,30 @@ def test_several_pairs_have_intervals_over_pairs(kind: str, model: Model) -> Non
     )
 
 
-def test_the_baseline_patches_from_random_tokens_of_the_seed(kind: str, model: Model) -> None:
+def test_the_baseline_patches_from_copies_of_the_seed(kind: str, model: Model) -> None:
     dataset = patch(model, pairs=3, baseline_pairs=2, seed=5, positions=(3,)).dataset
-    expected = []
+    expected, apart = [], []
     for pair in range(2):
-        generator = torch.Generator().manual_seed(5 * 1_000_003 + pair)
-        tokens = torch.randint(101, (7,), generator=generator).tolist()
         twin = slow(kind, model, pair)
-        expected.append(twin.cell(1, 3, source=tokens) - twin.run(twin.base_and_source[0]))
+        base = twin.run(twin.base_and_source[0])
+        copied = copies(model, pair, seed=5 + pair)
+        expected.append(twin.cell(1, 3, source=copied) - base)
+        apart.append(twin.run(torch.tensor([copied])) - base)
     found = dataset["baseline_effect"].sel(layer=1, position=3)
     np.testing.assert_allclose(found, torch.stack(expected).mean(0), rtol=0, atol=2 * NATS)
+    total = dataset["baseline_total_effect"]
+    np.testing.assert_allclose(total, torch.stack(apart).mean(0), rtol=0, atol=2 * NATS)
     other = patch(model, pairs=3, baseline_pairs=2, seed=6, positions=(3,)).dataset
-    assert not np.allclose(other["baseline_effect"], dataset["baseline_effect"], atol=NATS)
+    assert not np.allclose(other["baseline_total_effect"], total, atol=NATS)
     assert "baseline_effect" not in patch(model, positions=(3,)).dataset
+
+
+def copies(model: Model, pair: int, seed: int) -> list[int]:
+    """The copy that the baseline is to take of a corrupted prompt."""
+    final = torch.log_softmax(assay.capture(model, CLEAN[pair], "logits")["logits"][0, -1], -1)
+    gauge = Gauge(METRICS, ANSWERS[pair], FOILS[pair], final)
+    ids = torch.tensor([CORRUPTED[pair]]), torch.tensor([CLEAN[pair]])
+    return indifferent_copy(model, *ids, gauge, seed * 1_000_003)[0].tolist()
 
 
 def test_before_the_prompts_differ_nothing_changes_and_the_last_state_is_the_other_run(model: Model) -> None:

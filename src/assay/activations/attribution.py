@@ -1,7 +1,7 @@
 """The verb of attribution patching: nodes or edges, by one of six methods."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from assay.activations.attribution_patching import AttributionPatching
 from assay.activations.edge_attribution import EdgeAttribution
@@ -42,8 +42,9 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         answer: the clean prompt's answer, a single token with its leading space; one for all pairs or one each.
         foil: what the logit difference is taken against, for example the corrupted prompt's answer.
         method: ``atp``; with the ``qk_fix``, which puts queries and keys through the exact softmax; with ``grad_drop``,
-            which averages over passes whose slopes leave one layer out; ``atp_star`` for both. ``eap`` and ``eap_ig``
-            attribute edges instead of nodes; the latter averages slopes between the prompts' embeddings.
+            which averages over passes whose slopes leave one layer out; ``atp_star`` for both. ``eap``, ``eap_ig``,
+            ``eap_qk_fix`` and ``eap_star`` attribute edges instead of nodes: by one slope, by slopes between the
+            prompts' embeddings, with the QK fix, and with GradDrop too.
         sites: whose nodes are attributed, where it is nodes: ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``,
             ``z``, ``q``, ``k``, ``v``, ``mlp_act`` (every neuron) and others.
         steps: slopes that ``eap_ig`` takes on the way; at most, where ``adaptive``.
@@ -52,8 +53,9 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         metric: ``logit_difference``, ``log_probability``, ``probability`` or ``kl_from_clean`` (nats); by default the
             first of them that the answer and the foil allow.
         exact: nodes or edges that are patched exactly too: half those ranked first, half random; 0 for none.
-        baseline: also attribute what a prompt of random tokens would do to the first pair.
-        seed: of the random nodes or edges, the random tokens and the bootstrap.
+        baseline: also attribute between the first patched prompt and a copy with other tokens where they do not matter,
+            so that nothing is to be found.
+        seed: of the random nodes or edges, the copy's tokens and the bootstrap.
         max_rows: most rows in one exact pass; what memory allows by default.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
@@ -75,6 +77,7 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
     common: dict[str, Any] = {
         "clean": prompts_of(model, clean),
         "corrupted": prompts_of(model, corrupted),
+        "method": method,
         "answers": answers,
         "foils": foils,
         "direction": direction,
@@ -84,8 +87,6 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         "seed": seed,
         "max_rows": max_rows,
     }
-    if method == "eap" or method == "eap_ig":  # noqa: PLR1714 (which narrows the type)
-        edges = EdgeAttribution(method=method, steps=steps, quadrature=quadrature, **common)
-        return perform(edges, model, **run)
-    chosen = tuple(map(canonical_site, sites))
-    return perform(AttributionPatching(method=method, sites=chosen, **common), model, **run)
+    if method in get_args(EdgeMethod):
+        return perform(EdgeAttribution(steps=steps, quadrature=quadrature, **common), model, **run)
+    return perform(AttributionPatching(sites=tuple(map(canonical_site, sites)), **common), model, **run)

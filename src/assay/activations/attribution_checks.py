@@ -3,13 +3,11 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.activations.indifferent import null_check
+from assay.estimates.checks import Check, graded
 
 AGREEMENT = 0.5
 MISSED = 0.05
-BASELINE = 0.5
-MAGNITUDES = ("grad_drop", "atp_star")
-"""Methods whose attributions have no sign."""
 
 
 def attribution_checks(dataset: xr.Dataset) -> list[Check]:
@@ -28,8 +26,9 @@ def attribution_checks(dataset: xr.Dataset) -> list[Check]:
             missed_check(dataset, "P203", "nodes"),
             engine_check(dataset, "P205", "nodes"),
         ]
-    if any(str(name).startswith("baseline_attribution") for name in dataset.data_vars):
-        checks.append(_baseline(dataset))
+    nulls = [str(name) for name in dataset.data_vars if str(name).startswith("baseline_attribution")]
+    if nulls:
+        checks.append(null_check("P204", dataset, {name.removeprefix("baseline_"): name for name in nulls}))
     return sorted(checks, key=lambda check: check.code)
 
 
@@ -81,33 +80,8 @@ def missed_check(dataset: xr.Dataset, code: str, what: str) -> Check:
         f"{share:.1%} of the random {what} (at most {high:.1%} of all, at 95%) have a larger exact effect than half of "
         "those ranked first."
     )
-    if share <= MISSED:
-        return Check(code, title, "pass", share, message)
     remedy = "Look at what the missed have in common; try another method, or patch more exactly."
-    return Check(code, title, "warn", share, message, remedy)
-
-
-def _baseline(dataset: xr.Dataset) -> Check:
-    signed = dataset.attrs["method"] not in MAGNITUDES
-    towards = np.sign(float(dataset["total_effect"]))
-    largest = {"": 0.0, "baseline_": 0.0}
-    for prefix in largest:
-        names = [str(name) for name in dataset.data_vars if str(name).startswith(f"{prefix}attribution_")]
-        for name in names:
-            if not name.endswith(("_stderr", "_low", "_high")):
-                values = dataset[name].values
-                reached = (towards * values if signed else values).max(initial=0.0)
-                largest[prefix] = max(largest[prefix], float(reached))
-    share = largest["baseline_"] / largest[""] if largest[""] else np.inf
-    title = "a random prompt gets as much"
-    message = (
-        f"Random tokens are said to move the {_words(dataset)} towards the other run by up to {share:.1%} of the "
-        "largest attribution here."
-    )
-    if share <= BASELINE:
-        return Check("P204", title, "pass", share, message)
-    remedy = "Compare each node with its baseline: its slope is steep whatever is put there."
-    return Check("P204", title, "warn", share, message, remedy)
+    return graded(code, title, share, (MISSED, np.inf), message, remedy)
 
 
 def engine_check(dataset: xr.Dataset, code: str, what: str) -> Check:
@@ -116,10 +90,10 @@ def engine_check(dataset: xr.Dataset, code: str, what: str) -> Check:
     Args:
         dataset: names its engine.
         code: the check's.
-        what: ``nodes`` or ``edges``.
+        what: ``cells``, ``nodes``, ``edges`` or ``paths``.
     """
     engine = dataset.attrs["engine"]
-    message, title = f"Exact {what} were patched by {engine}.", "no partial forwards"
+    message, title = f"The {what} were patched exactly by {engine}.", "no partial forwards"
     if engine == "partial forwards":
         return Check(code, title, "pass", None, message)
     remedy = (

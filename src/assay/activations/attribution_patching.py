@@ -13,10 +13,12 @@ effects give the rank correlation, and the share of nodes that were missed: rand
 than that of half of those ranked first.
 
 Intervals are over pairs; that of the rank correlation over nodes (percentile bootstrap), that of the missed share is
-Wilson's. The baseline puts in the activations of a prompt of random tokens: what any change of that node would do.
+Wilson's. The baseline attributes between the first pair's base prompt and a copy that differs from it where it does not
+matter (:mod:`assay.activations.indifferent`).
 
-Cost: two forwards and one backward a pair, and one forward for the baseline; the QK fix adds a forward of three rows,
-GradDrop a forward and a backward of one row for each layer; exact nodes are partial forwards.
+Cost: two forwards and one backward a pair; a pass of ten rows, two forwards and a backward for the baseline. The QK fix
+adds a forward of three rows, GradDrop a forward and a backward of one row for each layer; exact nodes are partial
+forwards.
 
 Limits: first-order; see the agreement. GradDrop gives magnitudes without a sign.
 """
@@ -40,7 +42,6 @@ from assay.estimates.estimate import mean_interval
 from assay.models.model import Model, Tokens
 from assay.models.partial import Recording, SiteEdit, Variant, partial_forward, record
 from assay.models.sites import HEADED, PER_LAYER
-from assay.models.slopes import last_logits
 from assay.runs.measurement import Measurement, Pieces, Unit
 
 SITES = tuple(name for name in PER_LAYER if name != "pattern" and not name.endswith("_scale"))
@@ -61,7 +62,8 @@ class Shared:
         pairs: both prompts of each pair, with the source run's activations.
         effects: attributions by site, (pair, layer, pos, ...).
         base: the metric of each base run, (pair,).
-        unrelated: attributions of what a random prompt would do to the first pair, by site; empty for none.
+        null: attributions between the first base prompt and an indifferent copy, by site; empty for none.
+        apart: by how much the copy moves the metric.
         chosen: nodes that are patched exactly, (node, 4): site, layer, position, and head or neuron, or -1.
         recordings: of the base runs, for exact patching; empty where nothing is patched.
     """
@@ -69,7 +71,8 @@ class Shared:
     pairs: list[Contrast]
     effects: dict[str, Tensor]
     base: Tensor
-    unrelated: dict[str, Tensor]
+    null: dict[str, Tensor]
+    apart: float
     chosen: Tensor
     recordings: list[Recording]
 
@@ -88,8 +91,8 @@ class AttributionPatching(Measurement):
         direction: ``denoise`` or ``noise``.
         metric: what is measured at the last position.
         exact: nodes that are patched exactly, half of them those ranked first; 0 for none.
-        baseline: also attribute a prompt of random tokens to the first pair.
-        seed: of the random nodes, the random tokens and the bootstrap.
+        baseline: also attribute between the first base prompt and a copy where nothing is to be found.
+        seed: of the random nodes, the copy's tokens and the bootstrap.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
@@ -112,16 +115,18 @@ class AttributionPatching(Measurement):
         pairs = [self._contrast(model, index) for index in range(len(self.clean))]
         found = [attribute(pair, self.method) for pair in pairs]
         effects = {name: torch.stack([one.nodes[name] for one in found]) for name in self.sites}
-        unrelated: dict[str, Tensor] = {}
+        null: dict[str, Tensor] = {}
+        apart = 0.0
         if self.baseline:
-            _, other = last_logits(model, self._random_tokens(model), pairs[0].sites)
-            unrelated = dict(attribute(pairs[0], self.method, source=other).nodes)
+            copied = pairs[0].indifferent(self.seed)
+            null = dict(attribute(copied, self.method).nodes)
+            apart = copied.measured - found[0].value
         chosen = self._choose(effects)
         neurons = sorted({name for name in self.sites if AXES.get(name) == "neuron" or name not in SUMMED})
         kept = [site for name in neurons for site in model.sites(name)]
         recordings = [record(model, pair.base, sites=kept) for pair in pairs] if len(chosen) else []
         base = torch.tensor([one.value for one in found])
-        return Shared(pairs, effects, base, unrelated, chosen, recordings)
+        return Shared(pairs, effects, base, null, apart, chosen, recordings)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The attributions, and the exact nodes some at a time.
@@ -143,10 +148,11 @@ class AttributionPatching(Measurement):
         """Hand over the attributions, or patch some of the chosen nodes exactly in every pair."""
         if unit.name == "attribution":
             named = {f"effect_{name}": effect for name, effect in shared.effects.items()}
-            unrelated = {f"unrelated_{name}": effect for name, effect in shared.unrelated.items()}
+            null = {f"null_{name}": effect for name, effect in shared.null.items()}
             return {
                 **named,
-                **unrelated,
+                **null,
+                "apart": torch.tensor(shared.apart),
                 "base": shared.base,
                 "source": torch.tensor([pair.measured for pair in shared.pairs]),
                 "chosen": shared.chosen,
@@ -173,8 +179,10 @@ class AttributionPatching(Measurement):
         for name in self.sites:
             named[f"attribution_{name}"] = (_dims(name), one[f"effect_{name}"].double().numpy())
             if self.baseline:
-                unrelated = one[f"unrelated_{name}"].double().numpy()
-                variables[f"baseline_attribution_{name}"] = (_dims(name), unrelated)
+                null = one[f"null_{name}"].double().numpy()
+                variables[f"baseline_attribution_{name}"] = (_dims(name), null)
+        if self.baseline:
+            variables["baseline_total_effect"] = ((), float(one["apart"]))
         coords = self._coordinates(model)
         if self.exact:
             chosen = one["chosen"].numpy()
@@ -192,7 +200,7 @@ class AttributionPatching(Measurement):
         return xr.Dataset(variables, coords, self._attributes(model, bool(one["fallback"])))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The prompts differ, attribution agrees with patching, little is missed, random tokens do less."""
+        """The prompts differ, attribution agrees with patching, little is missed, little is found where nothing is."""
         return attribution_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -210,10 +218,6 @@ class AttributionPatching(Measurement):
             direction=self.direction,
             gauge=lambda final: Gauge((self.metric,), answer, foil, final),
         )
-
-    def _random_tokens(self, model: Model) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
-        return torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
 
     def _choose(self, effects: Mapping[str, Tensor]) -> Tensor:
         """The nodes ranked first, then others drawn at random: (node, 4)."""

@@ -37,20 +37,17 @@ def run_circuits(graph: Graph, ids: Tensor, other: Mapping[str, Tensor], kept: T
 
 def _edits(graph: Graph, other: Mapping[str, Tensor], kept: Tensor) -> dict[str, Edit]:
     """Edits that note what each sender writes, and that give each receiver a stream of its own."""
-    ids = {name: number for number, name in enumerate(graph.senders)}
+    first, _ = graph.first_senders, graph.factors  # found by a run, which cannot begin inside another
     shape = other["resid_pre.0"].shape
-    written = other["resid_pre.0"].new_zeros(len(kept), len(ids), *shape[1:])  # now, less in the other run
+    written = other["resid_pre.0"].new_zeros(
+        len(kept), len(graph.senders), *shape[1:]
+    )  # now, less in the other run
     share = kept.to(written)
     edits: dict[str, Edit] = {}
 
     def note(site: str, x: Tensor) -> Tensor:
-        change = x - other[site]
-        kind, _, layer = site.partition(".")
-        if kind == "z":
-            first = ids[f"head.{layer}.0"]
-            written[:, first : first + x.shape[2]] = graph.heads(int(layer), change)
-        else:
-            written[:, ids["embed" if kind == "resid_pre" else f"mlp.{layer}"]] = change
+        change = graph.added(site, x - other[site])
+        written[:, first[site] : first[site] + change.shape[1]] = change
         return x
 
     def read(readers: list[tuple[int, Receiver]], x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ Slopes along the way must add up to the whole difference of the runs. How far th
 quadrature, and is reported as ``quadrature_error``.
 
 Beside the scores, the edges that rank first and as many drawn at random from the rest are patched exactly, everything
-but the one edge staying as it is. Intervals are over pairs; the baseline puts in what senders write in a prompt of
-random tokens.
+but the one edge staying as it is. Intervals are over pairs; the baseline scores the edges between the first pair's base
+prompt and a copy that differs from it where it does not matter (:mod:`assay.activations.indifferent`).
 
 Cost: EAP-IG one forward and backward of ``steps`` rows a pair; the scores of all edges are one matrix product.
 """
@@ -34,7 +34,6 @@ from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.models.model import Model, Tokens
 from assay.models.partial import Recording, record
-from assay.models.slopes import last_logits
 from assay.runs.measurement import Measurement, Pieces, Unit
 
 PARTS = ("", "_stderr", "_low", "_high")
@@ -52,7 +51,8 @@ class Shared:
         graph: of the model.
         pairs: both prompts of each pair, with the source run's activations.
         scored: the scores of each.
-        unrelated: what a random prompt would do to the first pair, (sender, receiver); empty for none.
+        null: scores between the first base prompt and an indifferent copy, (sender, receiver); empty for none.
+        apart: by how much the copy moves the metric.
         chosen: sender and receiver of the edges patched exactly, (edge, 2).
         recordings: of the base runs, for exact patching; empty where nothing is patched.
     """
@@ -60,7 +60,8 @@ class Shared:
     graph: Graph
     pairs: list[Contrast]
     scored: list[EdgeScores]
-    unrelated: Tensor
+    null: Tensor
+    apart: float
     chosen: Tensor
     recordings: list[Recording]
 
@@ -74,14 +75,14 @@ class EdgeAttribution(Measurement):
         corrupted: token ids of the corrupted prompts, as many and as long.
         answers: token id of the answer, one a pair; empty where the metric needs none.
         foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
-        method: ``eap`` or ``eap_ig``.
+        method: ``eap``, ``eap_ig``, ``eap_qk_fix`` or ``eap_star``.
         steps: slopes on the way from base to source, for ``eap_ig``; the most of them, where ``adaptive``.
         quadrature: where these are taken: ``adaptive``, ``gauss`` or ``endpoint``.
         direction: ``denoise`` or ``noise``.
         metric: what is measured at the last position.
         exact: edges that are patched exactly, half of them those ranked first; 0 for none.
-        baseline: also score a prompt of random tokens against the first pair.
-        seed: of the random edges, the random tokens and the bootstrap.
+        baseline: also score the first base prompt against a copy where nothing is to be found.
+        seed: of the random edges, the copy's tokens and the bootstrap.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
@@ -109,8 +110,12 @@ class EdgeAttribution(Measurement):
             torch.stack([one.scores for one in scored]).mean(0), graph.allowed, self.exact, self.seed
         )
         recordings = [record(model, pair.base) for pair in pairs] if len(chosen) else []
-        unrelated = self._unrelated(model, graph, pairs[0]) if self.baseline else torch.zeros(0)
-        return Shared(graph, pairs, scored, unrelated, chosen, recordings)
+        null, apart = torch.zeros(0), 0.0
+        if self.baseline:
+            copied = pairs[0].indifferent(self.seed)
+            null = score_edges(copied, graph, self.method, self.steps, self.quadrature).scores
+            apart = copied.measured - scored[0].value
+        return Shared(graph, pairs, scored, null, apart, chosen, recordings)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The scores, and the exact edges some at a time.
@@ -135,7 +140,8 @@ class EdgeAttribution(Measurement):
                 "base": torch.tensor([one.value for one in shared.scored]),
                 "whole": torch.tensor([one.whole for one in shared.scored]),
                 "source": torch.tensor([pair.measured for pair in shared.pairs]),
-                "unrelated": shared.unrelated,
+                "null": shared.null,
+                "apart": torch.tensor(shared.apart),
                 "chosen": shared.chosen,
                 "fallback": torch.tensor(any(recording.fallback for recording in shared.recordings)),
             }
@@ -165,7 +171,8 @@ class EdgeAttribution(Measurement):
         named: dict[str, Any] = {"total_effect": ((), source - base, {})}
         named["score"] = (edge, one["scores"].numpy() + apart, none)
         if self.baseline:
-            variables["baseline_score"] = (edge, one["unrelated"].numpy() + apart, none)
+            variables["baseline_score"] = (edge, one["null"].numpy() + apart, none)
+            variables["baseline_total_effect"] = ((), float(one["apart"]))
         if self.exact:
             chosen = one["chosen"].numpy()
             exact = np.concatenate([p["effect"].numpy() for name, p in pieces.items() if name != "scores"], 1)
@@ -181,7 +188,7 @@ class EdgeAttribution(Measurement):
         )
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The prompts differ, scores agree with patching, slopes add up, random tokens do less."""
+        """The prompts differ, scores agree with patching, slopes add up, little is found where nothing is."""
         return edge_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -200,14 +207,6 @@ class EdgeAttribution(Measurement):
             direction=self.direction,
             gauge=lambda final: Gauge((self.metric,), answer, foil, final),
         )
-
-    def _unrelated(self, model: Model, graph: Graph, pair: Contrast) -> Tensor:
-        """The scores of the first pair had its source been a prompt of random tokens."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
-        ids = torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
-        _, seen = last_logits(model, ids, list(pair.activations))
-        other = Contrast(model, pair.base, ids.to(pair.base), pair.names, seen, pair.gauge, float("nan"))
-        return score_edges(other, graph, self.method, self.steps, self.quadrature).scores
 
     def _coordinates(self, graph: Graph, one: Pieces) -> dict[str, Any]:
         coords: dict[str, Any] = {

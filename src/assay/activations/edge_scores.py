@@ -12,6 +12,8 @@ points is known, the difference of :math:`M` there. So ``adaptive`` halves which
 (Gauss's rule of three points on each) until the whole is right to 1%. ``gauss`` is Gauss's rule on the whole way, and
 ``endpoint`` the usual rule, the mean of the slopes at k/n for k from 1 to n, whose error falls as 1/n.
 
+``eap_qk_fix`` and ``eap_star`` are in :mod:`assay.activations.edge_star`.
+
 Sources: Syed et al., 2310.10348 (EAP); Hanna et al., 2403.17806 (EAP-IG, on inputs).
 """
 
@@ -23,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.activations.edge_star import mended_scores
 from assay.activations.graph import Graph, check_sums
 from assay.activations.node_attribution import Contrast
 from assay.models.partial import Recording, partial_forward
 from assay.models.slopes import last_logits, slopes
 
-EdgeMethod = Literal["eap", "eap_ig"]
+EdgeMethod = Literal["eap", "eap_ig", "eap_qk_fix", "eap_star"]
+MENDED = ("eap_qk_fix", "eap_star")
 Quadrature = Literal["adaptive", "gauss", "endpoint"]
 ACCURACY = 0.01
 """Error at which the adaptive rule stops, relative to the difference of the runs."""
@@ -81,7 +85,7 @@ def score_edges(
     Args:
         found: the pair, with the graph's written and read sites of the source run.
         graph: of the model.
-        method: ``eap`` or ``eap_ig``.
+        method: ``eap``, ``eap_ig``, ``eap_qk_fix`` or ``eap_star``.
         steps: slopes along the way from base to source; for ``eap_ig``.
         quadrature: how they are weighed.
 
@@ -95,6 +99,11 @@ def score_edges(
     logits, seen = last_logits(found.model, found.base, [*sites, "embed"])
     check_sums(graph, seen, found.activations)
     change = (graph.written(found.activations) - graph.written(seen))[0]
+    value = float(found.number(logits)[0])
+    if method in MENDED:
+        mended, entering = mended_scores(found, graph, change, seen, drop=method == "eap_star")
+        whole = float((change[0].double() * entering.double()).sum())
+        return EdgeScores(mended * graph.allowed, value, whole, change, seen)
     if method == "eap":
         points, weights = [0.0], [1.0]
     elif quadrature == "adaptive":
@@ -116,7 +125,7 @@ def score_edges(
         entering = one.gradients["resid_pre.0"].double() * weight[:, 0]
         whole += float((change[0].double() * entering.sum(0)).sum())
     scores = torch.einsum("spd,rpd->sr", change.double(), mean.double()) * graph.allowed
-    return EdgeScores(scores, float(found.number(logits)[0]), whole, change, seen)
+    return EdgeScores(scores, value, whole, change, seen)
 
 
 def adapted(

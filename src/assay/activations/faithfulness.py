@@ -220,9 +220,7 @@ class Faithfulness(Measurement):
             return torch.tensor(find_edges(graph, self.parts))
         unknown = [name for name in self.parts if name not in graph.senders]
         if unknown:
-            raise BadInput(
-                f"parts={self.parts}: {', '.join(unknown)} is no node; they are embed, head.L.H and mlp.L"
-            )
+            raise BadInput(f"parts={self.parts}: {', '.join(unknown)} is no node; they are {graph.kinds}")
         return torch.tensor([graph.senders.index(name) for name in self.parts])
 
     def _ranks(self, model: Model, graph: Graph) -> Tensor:
@@ -325,7 +323,7 @@ def faithfulness(  # noqa: PLR0913 (settings of a verb)
         answer: the clean prompt's answer, a single token with its leading space; one for all pairs or one each.
         foil: what the logit difference is taken against, for example the corrupted prompt's answer.
         level: circuits of ``edges``, or of ``nodes`` with all edges that leave them.
-        method: by which scores they are ranked: ``eap`` or ``eap_ig``.
+        method: by which scores they are ranked: ``eap``, ``eap_ig``, ``eap_qk_fix`` or ``eap_star``.
         parts: a circuit given by name instead: edges (``head.0.3>k.4.1``) or nodes (``head.0.3``).
         sizes: shares of all edges or nodes, ascending.
         ranked_on: rank on this many pairs, the first ones, and measure on the others; 0 to do both on all.

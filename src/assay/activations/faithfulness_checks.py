@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.estimates.checks import Check, graded
 
 GRAPH = 1e-3
 
@@ -31,14 +31,11 @@ def _differ(dataset: xr.Dataset) -> Check:
 
 
 def _graph(dataset: xr.Dataset) -> Check:
-    error, title = float(dataset["graph_error"]), "the graph is not the model"
-    scale = max(1.0, abs(float(dataset["metric_full"])), abs(float(dataset["metric_empty"])))
+    error = float(dataset["graph_error"])
+    limit = GRAPH * max(1.0, abs(float(dataset["metric_full"])), abs(float(dataset["metric_empty"])))
     message = f"With all edges, and with none, the graph differs from the two runs by {error:.1e}."
-    if error <= GRAPH * scale:
-        return Check("P502", title, "pass", error, message)
-    return Check(
-        "P502", title, "fail", error, message, "Run `assay doctor` on this model; load it in float32."
-    )
+    remedy = "Run `assay doctor` on this model; load it in float32."
+    return graded("P502", "the graph is not the model", error, (limit, limit), message, remedy)
 
 
 def _baseline(dataset: xr.Dataset) -> Check:

@@ -3,9 +3,15 @@ r"""A decoder as a graph: what each part writes to the residual stream, and thro
 Senders are the embedding, every head and every MLP; receivers are the queries, keys and values of every head, every
 MLP, and the logits. An edge ``head.0.3>k.4.1`` is the share of one sender in what one receiver reads. The stream is a
 sum: changing one edge adds the change of what the sender writes to what the receiver reads, and to nothing else.
+
+What a sender writes is what enters the stream: behind a norm of the block's own, and times the block's multiplier.
+Where such a norm stands behind attention (Gemma 2, OLMo 2), its heads write no shares of their own: each changes the
+scale that all of them are divided by. There attention is one sender, ``attention.3``. To hold the norm's scale as it is
+in one of the runs would tell heads apart, but their changes would not add up to the change of the stream.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import BadInput
+from assay.models.intervention import capture
 from assay.models.model import Model
 from assay.models.partial import SiteEdit
 from assay.models.sites import Port, find_port
@@ -67,7 +74,7 @@ class Graph:
     def written_sites(self) -> list[str]:
         """The sites that hold what senders write."""
         layers = range(self.model.n_layers)
-        return ["resid_pre.0", *(f"{name}.{layer}" for layer in layers for name in ("z", "mlp_out"))]
+        return ["resid_pre.0", *(site for i in layers for site in (self.attention_site(i), f"mlp_out.{i}"))]
 
     @property
     def read_sites(self) -> list[str]:
@@ -75,6 +82,19 @@ class Graph:
         layers = range(self.model.n_layers)
         names = ("resid_pre", "q", "k", "v", "mlp_in", *(() if self._parallel else ("resid_mid",)))
         return [*(f"{name}.{layer}" for layer in layers for name in names), f"resid_post.{layers[-1]}"]
+
+    @property
+    def kinds(self) -> str:
+        """How senders are named, for messages."""
+        apart = [block.after_attention is None for block in self.model.parts.blocks]
+        return ", ".join(
+            [
+                "embed",
+                *(["head.L.H"] if any(apart) else []),
+                *([] if all(apart) else ["attention.L"]),
+                "mlp.L",
+            ]
+        )
 
     @property
     def _parallel(self) -> bool:
@@ -87,6 +107,49 @@ class Graph:
             {site.partition(".")[0] for site in (*self.written_sites, *self.read_sites)} | {"embed"}
         )
 
+    def attention_site(self, layer: int) -> str:
+        """The site that holds what a block's attention writes: its heads apart, unless a norm mixes them."""
+        normed = self.model.parts.blocks[layer].after_attention is not None
+        return f"{'attn_out' if normed else 'z'}.{layer}"
+
+    @property
+    def first_senders(self) -> dict[str, int]:
+        """Number of the first sender that writes at each of the `written_sites`."""
+        counts = [
+            self.model.parts.blocks[int(site.partition(".")[2])].n_heads if site[0] == "z" else 1
+            for site in self.written_sites
+        ]
+        return dict(zip(self.written_sites, itertools.accumulate([0, *counts]), strict=False))
+
+    @functools.cached_property
+    def factors(self) -> tuple[float, ...]:
+        """What each block multiplies by what it adds to the stream: 1 but in a few families (Granite)."""
+        names = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+        layers = range(self.model.n_layers)
+        seen = capture(self.model, [0], [f"{name}.{layer}" for layer in layers for name in names])
+        found = []
+        for layer in layers:
+            before, after, attention, mlp = (seen[f"{name}.{layer}"].double() for name in names)
+            added, size = attention + mlp, float((attention + mlp).square().sum())
+            factor = float(((after - before) * added).sum()) / size if size else 1.0
+            found.append(1.0 if abs(factor - 1) < TOLERANCE else factor)
+        return tuple(found)
+
+    def added(self, site: str, value: Tensor) -> Tensor:
+        """What the senders that write at a site add to the stream, biases of output projections left out.
+
+        Args:
+            site: one of the `written_sites`.
+            value: what stands there, (row, pos, ...).
+
+        Returns:
+            (row, sender, pos, d_model).
+        """
+        name, _, layer = site.partition(".")
+        if name == "resid_pre":
+            return value[:, None]
+        return self.factors[int(layer)] * (self.heads(int(layer), value) if name == "z" else value[:, None])
+
     def written(self, seen: Mapping[str, Tensor]) -> Tensor:
         """What each sender writes, biases of output projections left out.
 
@@ -96,13 +159,10 @@ class Graph:
         Returns:
             (row, sender, pos, d_model).
         """
-        parts = [seen["resid_pre.0"][:, None]]
-        for layer in range(self.model.n_layers):
-            parts += [self.heads(layer, seen[f"z.{layer}"]), seen[f"mlp_out.{layer}"][:, None]]
-        return torch.cat(parts, 1)
+        return torch.cat([self.added(site, seen[site]) for site in self.written_sites], 1)
 
     def heads(self, layer: int, z: Tensor) -> Tensor:
-        """What each head of a block writes, (row, head, pos, d_model), of z (row, pos, head, d_head)."""
+        """What each head of a block gives, (row, head, pos, d_model), of z (row, pos, head, d_head)."""
         project = self.model.parts.blocks[layer].attention_out
         assert project is not None  # graph_of has refused others
         heads = z.shape[2]
@@ -224,15 +284,13 @@ def graph_of(model: Model) -> Graph:
         raise BadInput(
             f"{model.source} does not compute {', '.join(missing)} in every block; it has no graph of heads"
         )
-    if any(block.after_attention is not None or block.after_mlp is not None for block in blocks):
-        raise BadInput(
-            f"{model.source} normalises what a block writes, which is then no sum of what its heads write"
-        )
     senders, stages, receivers = ["embed"], [-1], []
     for layer, block in enumerate(blocks):
         stage = 2 * layer
-        senders += [*(f"head.{layer}.{head}" for head in range(block.n_heads)), f"mlp.{layer}"]
-        stages += [*[stage] * block.n_heads, stage + 1]
+        apart = [f"head.{layer}.{head}" for head in range(block.n_heads)]
+        attention = apart if block.after_attention is None else [f"attention.{layer}"]
+        senders += [*attention, f"mlp.{layer}"]
+        stages += [*[stage] * len(attention), stage + 1]
         for name, count in (("q", block.n_heads), ("k", block.n_kv_heads), ("v", block.n_kv_heads)):
             receivers += [
                 Receiver(f"{name}.{layer}.{i}", f"{name}.{layer}", stage, layer, i) for i in range(count)
@@ -293,7 +351,7 @@ def find_edges(graph: Graph, names: Sequence[str]) -> list[tuple[int, int]]:
         sender, _, receiver = name.partition(">")
         if sender not in graph.senders or receiver not in places:
             raise BadInput(
-                f"edge {name!r}: write it as 'head.0.3>k.4.1'. Senders are embed, head.L.H and mlp.L; receivers q.L.H, "
+                f"edge {name!r}: write it as 'head.0.3>k.4.1'. Senders are {graph.kinds}; receivers q.L.H, "
                 f"k.L.H, v.L.H, mlp.L and logits; layers 0 to {graph.model.n_layers - 1}"
             )
         pair = graph.senders.index(sender), places[receiver]

@@ -26,12 +26,13 @@ formula for keys, which needs no pattern for each position, is ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from assay.activations.indifferent import indifferent_copy
 from assay.activations.prompt_pairs import Direction, Gauge
 from assay.errors import BadInput
 from assay.models.edits import Edit, at
@@ -93,6 +94,16 @@ class Contrast:
         """Every site of the names, by layer."""
         return [site for name in self.names for site in self.model.sites(name)]
 
+    def indifferent(self, seed: int) -> "Contrast":
+        """The same base prompt, with a copy of it as the source in which there is nothing to find.
+
+        Args:
+            seed: of the copy's tokens.
+        """
+        copied = indifferent_copy(self.model, self.base, self.source, self.gauge, seed * 1_000_003)
+        logits, held = last_logits(self.model, copied, self.sites)
+        return replace(self, source=copied, activations=held, measured=float(self.number(logits)[0]))
+
 
 def contrast(
     model: Model,
@@ -136,15 +147,12 @@ class Attributions:
     value: float
 
 
-def attribute(
-    found: Contrast, method: NodeMethod, *, source: Mapping[str, Tensor] | None = None
-) -> Attributions:
+def attribute(found: Contrast, method: NodeMethod) -> Attributions:
     """Attribute the metric's change to every node.
 
     Args:
         found: the pair.
         method: ``atp``; with its ``qk_fix``, with ``grad_drop``, or ``atp_star`` with both.
-        source: activations to put in, by site; those of the source run by default.
 
     Returns:
         The effects; magnitudes where slopes were dropped.
@@ -152,7 +160,7 @@ def attribute(
     Raises:
         BadInput: GradDrop of a single layer, or a fix of attention whose scores cannot be read.
     """
-    given = found.activations if source is None else source
+    given = found.activations
     fixed = method in ("qk_fix", "atp_star") and bool({"q", "k"} & set(found.names))
     patterns = [f"pattern.{layer}" for layer in range(found.model.n_layers)] if fixed else []
     pinned = [f"resid_pre.{layer}" for layer in range(found.model.n_layers)] if fixed else []
@@ -239,13 +247,8 @@ def _dropped(
     total = {site: effect.abs().double() for site, effect in whole.items()}
     wanted = [*found.sites, *(f"pattern.{layer}" for layer in mixed)]
     for dropped in torch.arange(layers).split(max(1, TOKENS_AT_ONCE // length)):
-        edits: dict[str, Edit] = {
-            f"{name}.{layer}": at(Tensor.detach, rows=row)
-            for row, layer in enumerate(dropped.tolist())
-            for name in WRITTEN
-        }
         base = found.base.expand(len(dropped), -1)
-        rows = slopes(found.model, base, wanted, found.number, edits)
+        rows = slopes(found.model, base, wanted, found.number, dropping(dropped.tolist()))
         effects = _contracted(found, rows, source) | _attention(found, rows, mixed)
         for row, layer in enumerate(dropped.tolist()):
             for name in WRITTEN:  # seen behind the point where slopes are dropped
@@ -254,3 +257,14 @@ def _dropped(
         for site, effect in effects.items():
             total[site] += effect.abs().double().sum(0, keepdim=True)
     return {site: value / layers for site, value in total.items()}
+
+
+def dropping(layers: Sequence[int]) -> dict[str, Edit]:
+    """Edits of a pass in whose rows no slope goes through what one layer writes.
+
+    Args:
+        layers: which layer, for each row.
+    """
+    return {
+        f"{name}.{layer}": at(Tensor.detach, rows=row) for row, layer in enumerate(layers) for name in WRITTEN
+    }

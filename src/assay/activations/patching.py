@@ -11,8 +11,8 @@ where the base is the run that is patched and the source the run that values com
 :math:`\hat e` is 0 where patching does nothing and 1 where it turns one run into the other. Sources: Vig et al.,
 2004.12265; Zhang and Nanda, 2309.16042 (prefer symmetric token replacement, and the logit difference).
 
-Intervals are over pairs. The baseline patches the same places from a prompt of random tokens of the same length: what
-any disturbance of that place does.
+Intervals are over pairs. The baseline patches the same places from a copy of the base prompt that differs from it in
+tokens that do not matter (:mod:`assay.activations.indifferent`), so that there is nothing to find.
 
 Cost: exact partial forwards (:mod:`assay.models.partial`), about (T-b)^2 L^2 H / 4 block-tokens a pair, for T tokens
 that first differ at b, L layers, and H heads where heads are patched one by one; the baseline as much again.
@@ -64,11 +64,11 @@ class Shared:
 
     Attributes:
         pairs: the two runs of each pair.
-        unrelated: runs of random tokens, for the baseline of the first pairs.
+        copied: runs of indifferent copies of the first base prompts.
     """
 
     pairs: list[PairRuns]
-    unrelated: list[Recording]
+    copied: list[Recording]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ class Patching(Measurement):
         by_head: patch the heads of q, k, v or z one by one.
         heads: which heads; ``None`` for all.
         positions: where; ``None`` for every position.
-        baseline_pairs: pairs that are also patched from a prompt of random tokens; 0 for none.
-        seed: of the random tokens.
+        baseline_pairs: pairs that are also patched from a copy where nothing is to be found; 0 for none.
+        seed: of the copies' tokens.
         max_rows: most rows in one pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
@@ -117,15 +117,13 @@ class Patching(Measurement):
         return sorted({p % self.length for p in self.positions or range(self.length)})
 
     def prepare(self, model: Model) -> Shared:
-        """Run both prompts of every pair once, and the random prompts of the baseline."""
-        baseline = range(min(self.baseline_pairs, len(self.clean)))
-        return Shared(
-            [self._runs(model, index) for index in range(len(self.clean))],
-            [
-                record(model, self._random_tokens(model, index), sites=model.sites(self.site))
-                for index in baseline
-            ],
-        )
+        """Run both prompts of every pair once, and the copies of the baseline."""
+        pairs = [self._runs(model, index) for index in range(len(self.clean))]
+        copied = [
+            record(model, runs.indifferent(model, self.seed + index), sites=model.sites(self.site))
+            for index, runs in enumerate(pairs[: self.baseline_pairs])
+        ]
+        return Shared(pairs, copied)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The runs themselves, and every position.
@@ -146,20 +144,22 @@ class Patching(Measurement):
 
     def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
         """Measure the runs themselves, or patch every layer and head at one position of every pair."""
+        copies = list(zip(shared.pairs, shared.copied, strict=False))
         if unit.name == "runs":
             return {
                 "base": torch.stack([runs.of_run(runs.base) for runs in shared.pairs]),
                 "source": torch.stack([runs.of_run(runs.source) for runs in shared.pairs]),
+                "copied": torch.stack([self._apart(*both) for both in copies]) if copies else torch.zeros(0),
                 "fallback": torch.tensor(any(runs.base.fallback for runs in shared.pairs)),
             }
         position, places = unit.detail["position"], self._places(model)
-        pieces = {"patched": torch.stack([self._column(runs, places, position) for runs in shared.pairs])}
-        if shared.unrelated:
+        columns = [self._column(runs, runs.source, places, position) for runs in shared.pairs]
+        pieces = {"patched": torch.stack(columns)}
+        if copies:
             effects = [
-                runs.patched(other, places, position, self.max_rows) - runs.of_run(runs.base)
-                for runs, other in zip(shared.pairs, shared.unrelated, strict=False)
+                self._column(runs, other, places, position) - runs.of_run(runs.base) for runs, other in copies
             ]
-            pieces["unrelated"] = torch.stack(effects).mean(0, keepdim=True)
+            pieces["null"] = torch.stack(effects).mean(0, keepdim=True)
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -187,11 +187,13 @@ class Patching(Measurement):
                 undefined = {"allow_nan": True} if name == "normalised_effect" else {}
                 variables[name + part] = (dims, values, undefined or (few if part else {}))
         if self.baseline_pairs:
-            variables["baseline_effect"] = (cells, self._grid(model, [c["unrelated"] for c in columns])[0])
+            variables["baseline_effect"] = (cells, self._grid(model, [c["null"] for c in columns])[0])
+            apart = pieces["runs"]["copied"].double().numpy().mean(0)
+            variables["baseline_total_effect"] = (("metric",), apart)
         return xr.Dataset(variables, self._coordinates(model), self._attributes(model, pieces["runs"]))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The prompts differ in the metric, random tokens do less, the last state is the source run."""
+        """The prompts differ in the metric, little is found where nothing is, the last state is the source run."""
         return patching_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -225,15 +227,16 @@ class Patching(Measurement):
             foil=self.foils[index] if self.foils else -1,
         )
 
-    def _random_tokens(self, model: Model, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return torch.randint(model.parts.vocabulary, (1, self.length), generator=generator)
+    def _apart(self, runs: PairRuns, copied: Recording) -> Tensor:
+        return runs.of_run(copied) - runs.of_run(runs.base)
 
-    def _column(self, runs: PairRuns, places: list[tuple[str, int | None]], position: int) -> Tensor:
+    def _column(
+        self, runs: PairRuns, source: Recording, places: list[tuple[str, int | None]], position: int
+    ) -> Tensor:
         """(place, metric) at one position; before the prompts first differ both runs are the same."""
-        if torch.equal(runs.clean.ids[:, : position + 1], runs.corrupted.ids[:, : position + 1]):
+        if torch.equal(source.ids[:, : position + 1], runs.base.ids[:, : position + 1]):
             return runs.of_run(runs.base).expand(len(places), -1)
-        return runs.patched(runs.source, places, position, self.max_rows)
+        return runs.patched(source, places, position, self.max_rows)
 
     def _grid(self, model: Model, columns: Sequence[Tensor]) -> np.ndarray:
         """(pair, metric, layer, position) and head where heads are apart, from a (pair, place, metric) a position."""
@@ -343,16 +346,17 @@ def patch(  # noqa: PLR0913 (settings of a verb)
         by_head: patch the heads of q, k, v or z one by one.
         heads: which heads; all by default.
         positions: where; every position by default, negative ones from the end.
-        baseline_pairs: pairs that are also patched from a prompt of random tokens; 0 for none.
-        seed: of the random tokens.
+        baseline_pairs: pairs that are also patched from a copy of the patched prompt with other tokens where they do
+            not matter, so that nothing is to be found; 0 for none.
+        seed: of the copies' tokens.
         max_rows: most rows in one pass; what memory allows by default.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
     Returns:
         A result whose dataset holds ``effect[metric, layer, position]`` (and ``head``), its ``_stderr``, ``_low`` and
         ``_high`` over pairs; ``normalised_effect`` likewise, 1 where patching turns one run into the other;
-        ``total_effect[metric]``; ``metric_base``, ``metric_source``, ``metric_patched``; and ``baseline_effect`` of a
-        random prompt.
+        ``total_effect[metric]``; ``metric_base``, ``metric_source``, ``metric_patched``; and ``baseline_effect`` and
+        ``baseline_total_effect`` where nothing is to be found.
 
     Raises:
         BadInput: prompts of different length, a metric that needs an answer and has none, a head or position out of

@@ -3,10 +3,11 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.activations.attribution_checks import engine_check
+from assay.activations.indifferent import null_check
+from assay.estimates.checks import Check, graded
 
 INVARIANT = 1e-3
-BASELINE = 0.5
 
 
 def patching_checks(dataset: xr.Dataset) -> list[Check]:
@@ -20,7 +21,7 @@ def patching_checks(dataset: xr.Dataset) -> list[Check]:
     """
     checks = [_differ(dataset)]
     if "baseline_effect" in dataset:
-        checks.append(_baseline(dataset))
+        checks.append(null_check("P102", dataset, {"effect": "baseline_effect"}))
     last_layer, last = dataset.attrs["n_layers"] - 1, dataset.attrs["last_position"]
     if (
         dataset.attrs["site"] == "resid_post"
@@ -28,7 +29,7 @@ def patching_checks(dataset: xr.Dataset) -> list[Check]:
         and last_layer in dataset["layer"]
     ):
         checks.append(_last(dataset))
-    return [*checks, _engine(dataset)]
+    return [*checks, engine_check(dataset, "P104", "cells")]
 
 
 def _differ(dataset: xr.Dataset) -> Check:
@@ -46,37 +47,11 @@ def _differ(dataset: xr.Dataset) -> Check:
     return Check("P101", "the prompts do not differ", verdict, figure, message, remedy)
 
 
-def _baseline(dataset: xr.Dataset) -> Check:
-    towards = np.sign(dataset["total_effect"].values)[:, None]
-    flat = (dataset[name].values.reshape(len(towards), -1) for name in ("effect", "baseline_effect"))
-    largest, baseline = ((towards * cells).max(axis=1, initial=0.0) for cells in flat)
-    share = float(np.max(np.divide(baseline, largest, out=np.full_like(baseline, np.inf), where=largest > 0)))
-    message = (
-        f"Patching from random tokens moves a metric towards the other run by up to {share:.1%} of the largest "
-        "effect here."
-    )
-    if share <= BASELINE:
-        return Check("P102", "an unrelated prompt does the same", "pass", share, message)
-    remedy = "Compare each cell with `baseline_effect`: a place may matter whatever is put there."
-    return Check("P102", "an unrelated prompt does the same", "warn", share, message, remedy)
-
-
 def _last(dataset: xr.Dataset) -> Check:
     cell = dataset.sel(layer=dataset.attrs["n_layers"] - 1, position=dataset.attrs["last_position"])
     error = float(np.abs(cell["metric_patched"] - cell["metric_source"]).max())
     message = f"Patching the last state differs from the source run by {error:.1e}; it should equal it."
-    if error <= INVARIANT:
-        return Check("P103", "the last state is not the other run", "pass", error, message)
     remedy = "Run `assay doctor` on this model."
-    return Check("P103", "the last state is not the other run", "fail", error, message, remedy)
-
-
-def _engine(dataset: xr.Dataset) -> Check:
-    engine = dataset.attrs["engine"]
-    message = f"Cells were computed by {engine}."
-    if engine == "partial forwards":
-        return Check("P104", "no partial forwards", "pass", None, message)
-    remedy = (
-        "The numbers are right, only slower; `assay doctor` says why blocks cannot continue a prefix here."
+    return graded(
+        "P103", "the last state is not the other run", error, (INVARIANT, INVARIANT), message, remedy
     )
-    return Check("P104", "no partial forwards", "warn", None, message, remedy)

@@ -1,12 +1,10 @@
 """What path patching is judged by."""
 
-import numpy as np
 import xarray as xr
 
 from assay.activations.attribution_checks import differ_check, engine_check
+from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check
-
-BASELINE = 0.5
 
 
 def path_checks(dataset: xr.Dataset) -> list[Check]:
@@ -20,21 +18,5 @@ def path_checks(dataset: xr.Dataset) -> list[Check]:
     """
     checks = [differ_check(dataset, "P401")]
     if "baseline_effect" in dataset:
-        checks.append(_baseline(dataset))
+        checks.append(null_check("P402", dataset, {"effect": "baseline_effect"}))
     return [*checks, engine_check(dataset, "P403", "paths")]
-
-
-def _baseline(dataset: xr.Dataset) -> Check:
-    towards = np.sign(float(dataset["total_effect"]))
-    largest, random = (
-        float(np.nanmax(towards * dataset[name].values, initial=0.0))
-        for name in ("effect", "baseline_effect")
-    )
-    share, title = (random / largest if largest else np.inf), "a random prompt tells as much"
-    message = (
-        f"What random tokens say moves the metric towards the other run by {share:.1%} of the largest effect."
-    )
-    if share <= BASELINE:
-        return Check("P402", title, "pass", share, message)
-    remedy = "Compare each path with `baseline_effect`: it may matter whatever the sender says."
-    return Check("P402", title, "warn", share, message, remedy)

@@ -56,15 +56,13 @@ def find_senders(graph: Graph, names: Sequence[str]) -> list[Sender]:
     Raises:
         BadInput: no name, or an unknown one.
     """
-    known: dict[str, Sender] = {}
-    for name, stage in zip(graph.senders, graph.stages, strict=True):
-        kind, _, place = name.partition(".")
-        layer, _, head = place.partition(".")
-        site = {"embed": "resid_pre.0", "mlp": f"mlp_out.{layer}", "head": f"z.{layer}"}[kind]
-        known[name] = Sender(name, site, stage, int(head) if head else None)
-    for layer in range(graph.model.n_layers):
-        known[f"attention.{layer}"] = Sender(f"attention.{layer}", f"attn_out.{layer}", 2 * layer)
-        known[f"resid.{layer}"] = Sender(f"resid.{layer}", f"resid_pre.{layer}", 2 * layer - 1)
+    known = {"embed": Sender("embed", "resid_pre.0", -1)}
+    for layer, block in enumerate(graph.model.parts.blocks):
+        made = [Sender(f"head.{layer}.{i}", f"z.{layer}", 2 * layer, i) for i in range(block.n_heads)]
+        made.append(Sender(f"mlp.{layer}", f"mlp_out.{layer}", 2 * layer + 1))
+        made.append(Sender(f"attention.{layer}", f"attn_out.{layer}", 2 * layer))
+        made.append(Sender(f"resid.{layer}", f"resid_pre.{layer}", 2 * layer - 1))
+        known |= {sender.name: sender for sender in made}
     groups = {
         group: [name for name in known if name.startswith(start)]
         for group, start in (("heads", "head."), ("mlps", "mlp."))

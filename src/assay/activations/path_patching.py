@@ -10,8 +10,9 @@ What is held in the third pass is the ``middle``: ``frozen`` holds all heads and
 left; ``mlps`` lets MLPs recompute, as Wang et al. did; ``recomputed`` holds nothing, and patches every path from s to
 r. After r, everything recomputes. Sources: Goldowsky-Dill et al., 2304.05969; Wang et al., 2211.00593.
 
-Intervals are over pairs; the baseline takes what senders write from a prompt of random tokens. Cost: one forward of a
-row for each sender, and one exact partial forward for each sender and receiver.
+Intervals are over pairs; the baseline takes what senders write from a copy of the first base prompt that differs
+where it does not matter (:mod:`assay.activations.indifferent`). Cost: one forward of a row for each sender, and one
+exact partial forward for each sender and receiver.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,12 +63,12 @@ class Shared:
     Attributes:
         graph: of the model.
         pairs: the two runs of each pair.
-        unrelated: a run of random tokens, for the baseline of the first pair; ``None`` for none.
+        copied: a run of an indifferent copy of the first base prompt; ``None`` for none.
     """
 
     graph: Graph
     pairs: list[PairRuns]
-    unrelated: Recording | None
+    copied: Recording | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,8 @@ class PathPatching(Measurement):
         positions: where senders are patched; ``None`` for every position.
         direction: ``denoise`` or ``noise``.
         metric: what is measured at the last position.
-        baseline: also take what senders write from a prompt of random tokens, for the first pair.
-        seed: of the random tokens.
+        baseline: also take what senders write from a copy of the first base prompt where nothing is to be found.
+        seed: of the copy's tokens.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
@@ -106,10 +107,10 @@ class PathPatching(Measurement):
     max_rows: int | None = None
 
     def prepare(self, model: Model) -> Shared:
-        """Run both prompts of every pair once, and the random prompt of the baseline."""
+        """Run both prompts of every pair once, and the copy of the baseline."""
         graph = graph_of(model)
         pairs = [self._runs(model, index) for index in range(len(self.clean))]
-        return Shared(graph, pairs, self._random(model) if self.baseline else None)
+        return Shared(graph, pairs, self._copied(model, pairs[0]) if self.baseline else None)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The runs themselves, and some senders at a time.
@@ -138,10 +139,11 @@ class PathPatching(Measurement):
         targets = find_targets(shared.graph, self.receivers)
         patched = [self._paths(shared.graph, runs, runs.source, senders, targets) for runs in shared.pairs]
         pieces = {"patched": torch.stack(patched)}
-        if shared.unrelated is not None:
+        if shared.copied is not None:
             first = shared.pairs[0]
-            other = self._paths(shared.graph, first, shared.unrelated, senders, targets)
-            pieces["unrelated"] = other - first.of_run(first.base)[0].double()
+            null = self._paths(shared.graph, first, shared.copied, senders, targets)
+            pieces["null"] = null - first.of_run(first.base)[0].double()
+            pieces["apart"] = (first.of_run(shared.copied) - first.of_run(first.base))[0].double()
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -163,7 +165,8 @@ class PathPatching(Measurement):
             for part, values in zip(PARTS, parts, strict=True):
                 variables[name + part] = (dims, values, undefined or (few if part else {}))
         if self.baseline:
-            variables["baseline_effect"] = (path, torch.cat([p["unrelated"] for p in units]).numpy(), none)
+            variables["baseline_effect"] = (path, torch.cat([p["null"] for p in units]).numpy(), none)
+            variables["baseline_total_effect"] = ((), float(units[0]["apart"]))
         coords = {
             "sender": [sender.name for sender in find_senders(graph, self.senders)],
             "receiver": [target.name for target in find_targets(graph, self.receivers)],
@@ -171,7 +174,7 @@ class PathPatching(Measurement):
         return xr.Dataset(variables, coords, self._attributes(model, bool(pieces["runs"]["fallback"])))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The prompts differ, random tokens do less."""
+        """The prompts differ, little is found where nothing is."""
         return path_checks(dataset)
 
     def memory(self, model: Model) -> int:
@@ -258,10 +261,8 @@ class PathPatching(Measurement):
         sites = [site for name in ("z", "mlp_out") for site in model.sites(name)]
         return list(dict.fromkeys([*sites, *(s.site for s in find_senders(graph_of(model), self.senders))]))
 
-    def _random(self, model: Model) -> Recording:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003)
-        ids = torch.randint(model.parts.vocabulary, (1, len(self.clean[0])), generator=generator)
-        return record(model, ids, sites=self._kept(model))
+    def _copied(self, model: Model, first: PairRuns) -> Recording:
+        return record(model, first.indifferent(model, self.seed), sites=self._kept(model))
 
     def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
         return {
@@ -323,8 +324,8 @@ def path_patch(  # noqa: PLR0913 (settings of a verb)
         positions: where senders are patched; every position by default.
         direction: ``denoise`` puts clean values into the corrupted run, ``noise`` corrupted ones into the clean run.
         metric: by default the logit difference, the log-probability or KL, as the answer and the foil allow.
-        baseline: also take what senders write from a prompt of random tokens, for the first pair.
-        seed: of the random tokens.
+        baseline: also take what senders write from a copy of the first base prompt where nothing is to be found.
+        seed: of the copy's tokens.
         max_rows: most rows in one exact pass; what memory allows by default.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 

@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from assay.activations.divergence import kl_divergence, log_probabilities
+from assay.activations.indifferent import indifferent_copy
 from assay.activations.subject import answer_tokens
 from assay.errors import BadInput
 from assay.models.model import Model, Tokens
@@ -53,14 +55,13 @@ class Gauge:
             (..., metric): the answer's log-probability and probability, its logit minus the foil's, and
             KL(clean || patched) in nats.
         """
-        logits = logits.float() if logits.dtype != torch.float64 else logits
-        log_probabilities = logits.log_softmax(-1)
-        answer = log_probabilities[..., self.answer]
+        logs = log_probabilities(logits)
+        answer = logs[..., self.answer]
         found = {
             "log_probability": answer,
             "probability": answer.exp(),
-            "logit_difference": logits[..., self.answer] - logits[..., self.foil],
-            "kl_from_clean": ((self.final - log_probabilities) * self.final.exp()).sum(-1).clamp_min(0),
+            "logit_difference": logits[..., self.answer].to(logs) - logits[..., self.foil].to(logs),
+            "kl_from_clean": kl_divergence(self.final, logs),
         }
         return torch.stack([found[metric] for metric in self.metrics], -1)
 
@@ -94,6 +95,16 @@ class PairRuns:
     def of_run(self, run: Recording) -> Tensor:
         """The metrics of a run itself, (metric,)."""
         return self.gauge(run.readout(run.resid[-1][:, -1]))[0]
+
+    def indifferent(self, model: Model, seed: int) -> Tensor:
+        """Token ids of a copy of the base prompt between which and it there is nothing to find, (1, pos).
+
+        Args:
+            model: the decoder.
+            seed: of the copy's tokens.
+        """
+        base, source = self.base.ids, self.source.ids
+        return indifferent_copy(model, base, source, self.gauge, seed * 1_000_003)
 
     def patched(
         self, source: Recording, places: Sequence[tuple[str, int | None]], position: int, max_rows: int | None
@@ -146,7 +157,7 @@ def pair_runs(
     denoise = direction == "denoise"
     clean = record(model, torch.tensor([pair[0]]), sites=sites if denoise or both else ())
     corrupted = record(model, torch.tensor([pair[1]]), sites=sites if not denoise or both else ())
-    final = clean.readout(clean.resid[-1][:, -1])[0].float().log_softmax(-1)
+    final = log_probabilities(clean.readout(clean.resid[-1][:, -1])[0])
     return PairRuns(clean, corrupted, direction, Gauge(metrics, answer, foil, final))
 
 

@@ -117,7 +117,7 @@ def _tooltip(own: Any) -> list[alt.Tooltip]:
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the attributions as a figure of a report, one variant for each site, and the exact nodes as another."""
     cells = frame(dataset)
-    random = {"of random tokens": "baseline"} if "baseline" in cells else {}
+    null = {"where nothing is to be found": "baseline"} if "baseline" in cells else {}
     exact = "node_effect" in dataset
     first = Figure(
         name=_TABLE,
@@ -132,7 +132,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
         choice="site",
         variants={name: {"site": name} for name in _sites(dataset)},
         linked=True,
-        readout=Readout(bars=[Bar("site", "attribution", "low", "high")], facts=random),
+        readout=Readout(bars=[Bar("site", "attribution", "low", "high")], facts=null),
     )
     return [first, agreement_figure(dataset, nodes_frame(dataset), group="group")] if exact else [first]
 

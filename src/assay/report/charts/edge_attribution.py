@@ -14,7 +14,12 @@ from assay.report.theme import finished
 
 _TABLE = "edge_attribution"
 _WIDTH = 240
-_TITLES = {"eap": "EAP", "eap_ig": "EAP-IG"}
+_TITLES = {
+    "eap": "EAP",
+    "eap_ig": "EAP-IG",
+    "eap_qk_fix": "EAP with the QK fix",
+    "eap_star": "EAP with the QK fix and GradDrop",
+}
 
 
 def chart(dataset: xr.Dataset, *, top: int = 20) -> alt.LayerChart | alt.HConcatChart:
@@ -54,7 +59,7 @@ def panel(dataset: xr.Dataset, edges: pd.DataFrame) -> alt.LayerChart:
     layers = [bars, spread]
     if "baseline" in edges:
         layers.append(base.mark_tick(thickness=2, size=10, color="black").encode(x="baseline:Q", y=y))
-    note = "; ticks: a prompt of random tokens" if "baseline" in edges else ""
+    note = "; ticks: where nothing is to be found" if "baseline" in edges else ""
     title = alt.TitleParams(
         f"{_TITLES[dataset.attrs['method']]}: edges ranked first",
         subtitle=f"{_slopes(dataset)}{note}",
@@ -79,7 +84,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             f"Effect on the {dataset.attrs['metric'].replace('_', ' ')} of letting one receiver read what one sender "
             f"writes in the other run, to first order, mean over pairs ({dataset.attrs['pairs']}); the largest of "
             f"{int(np.isfinite(dataset['score'].values).sum())} edges. Lines are 95% intervals over pairs, ticks "
-            "what a prompt of random tokens would do."
+            "scores between two prompts where nothing is to be found."
         ),
         draw=lambda **_options: panel(dataset, edges),
         frame=edges,

@@ -125,7 +125,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
         list(dataset["position"].values) == list(range(dataset.sizes["position"])),
     )
     untold = " Cells show the strongest head." if not whole else ""
-    baseline = {"from random tokens": "random_effect"} if "random_effect" in cells else {}
+    baseline = {"where nothing is to be found": "null_effect"} if "null_effect" in cells else {}
     return [
         Figure(
             name=_TABLE,
@@ -169,12 +169,12 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
         for part in ("", "_stderr", "_low", "_high"):
             columns[name + part] = dataset[name + part].transpose(*dims).values.ravel()
     if "baseline_effect" in dataset:
-        columns["random_effect"] = dataset["baseline_effect"].transpose(*dims).values.ravel()
+        columns["null_effect"] = dataset["baseline_effect"].transpose(*dims).values.ravel()
     return pd.DataFrame(columns)
 
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
-    """Say where each metric is moved the most, and how far random tokens in the same places move it."""
+    """Say where each metric is moved the most, and how far where nothing is to be found."""
     cells = frame(dataset)
     found: list[Finding] = []
     for metric in dataset["metric"].values:
@@ -188,7 +188,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
             f"(token {row['position']}, block {row['block']}{head}): {row['effect']:+.3f}{spread}"
             f"{share if np.isfinite(row['normalised_effect']) else ''}"
         )
-        if "random_effect" in own:
-            text += f"; random tokens move it by {own['random_effect'].abs().max():.3f} at most"
+        if "null_effect" in own:
+            text += f"; where nothing is to be found, by {own['null_effect'].abs().max():.3f} at most"
         found.append(Finding(f"{text}.", position=int(row["position"]), block=int(row["block"])))
     return found

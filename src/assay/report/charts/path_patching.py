@@ -87,17 +87,17 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
 
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
-    """Say which paths carry the most, and how much random tokens carry."""
+    """Say which paths carry the most, and how much they do where nothing is to be found."""
     paths = frame(dataset)
     order = np.argsort(-np.nan_to_num(np.abs(paths["effect"].to_numpy()), nan=-1.0), kind="stable")[:3]
     named = ", ".join(
         f"{paths['sender'][i]} → {paths['receiver'][i]} ({paths['effect'][i]:+.3f})" for i in order
     )
-    random = ""
-    if "random" in paths:
-        random = f"; random tokens move it by {paths['random'].abs().max():.3f} at most"
+    null = ""
+    if "null" in paths:
+        null = f"; where nothing is to be found, {paths['null'].abs().max():.3f} at most"
     total = float(dataset["total_effect"])
-    return [Finding(f"Of {total:+.3f} in all, the strongest paths carry: {named}{random}.", position=0)]
+    return [Finding(f"Of {total:+.3f} in all, the strongest paths carry: {named}{null}.", position=0)]
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
@@ -113,7 +113,7 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
         ("low", "effect_low"),
         ("high", "effect_high"),
         ("share", "normalised_effect"),
-        ("random", "baseline_effect"),
+        ("null", "baseline_effect"),
     ):
         if name in dataset:
             columns[column] = dataset[name].transpose(*dims).values.ravel()
