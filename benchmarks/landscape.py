@@ -167,9 +167,10 @@ def _stack(
     contestants = [
         Contestant(side, chains, *length)
         for chains, length in steps.items()
-        for side in ("assay_llc", *PEERS)
+        for side in ("assay_llc", *PEERS, "floor_llc")
     ]
     wanted = [promise for chains in steps for promise in _against(times, chains)]
+    wanted += [Promise("ratio", f"assay {chains} chains", f"floor {chains} chains") for chains in steps]
     return LearningCase(title, write, (*contestants, *more), (*wanted, *promises), repetitions=5)
 
 
@@ -272,7 +273,8 @@ def _take_turns(case: LearningCase, sides: dict[str, Side], say: Callable[[str],
 def _estimates(case: LearningCase, sides: dict[str, Side], turns: dict[str, Turns]) -> dict[str, np.ndarray]:
     """Give the estimates to compare, (turn, chain): those of the timed calls, or of calls made for them."""
     if case.agreeing is None:
-        return {label: np.array([turn["result"]["llc"] for turn in of]) for label, of in turns.items()}
+        found = {label: np.array([turn["result"]["llc"] for turn in of]) for label, of in turns.items()}
+        return {label: each for label, each in found.items() if each.size}  # the floor has none
     calls = {
         contestant.label: sides[contestant.side].ask(
             {**contestant.request, "short": case.agreeing, "long": None}
