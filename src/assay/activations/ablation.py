@@ -38,11 +38,12 @@ import xarray as xr
 from torch import Tensor
 
 from assay.activations.ablation_checks import ablation_checks
-from assay.activations.clean_run import METRICS, CleanRun
+from assay.activations.clean_run import METRICS, CleanRun, clean_memory
 from assay.activations.component_names import find_components
 from assay.activations.components import Component
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.effects import PARTS, effect_variables, mean_variables
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.optimal_constants import Constants, Descent, optimal_constants
 from assay.activations.prompt_pairs import Prompts
 from assay.activations.replacements import Replacements, Statistics, Value, statistics
@@ -87,6 +88,7 @@ class Ablation(Measurement):
     """
 
     name: ClassVar[str] = "ablation"
+    revision: ClassVar[int] = 2
     inputs: tuple[Tokens, ...]
     components: tuple[str, ...] = ("heads", "mlp")
     value: Value = "mean"
@@ -153,7 +155,7 @@ class Ablation(Measurement):
             "effect": self._scan(clean, components, standing_in) - before[:, :, None],
             "own": self._run(clean, [standing_in.own(components[0])])[0] - before,
             "clean_loss": clean.loss,
-            "fallback": torch.tensor(bool(recording.fallback)),
+            "fallback": reason_kept(recording.fallback),
         }
         if self.value == "freeze":
             pieces["disturbed"] = before
@@ -201,10 +203,10 @@ class Ablation(Measurement):
         return ablation_checks(dataset)
 
     def memory(self, model: Model) -> int:
-        """The recorded inputs of one unit, the variants at once, and the rows of one pass."""
+        """The recorded inputs of one unit, what is read of them, the variants at once, and the rows of one pass."""
         wide, rows = 4 * model.d_model * len(self.inputs[0]), self.max_rows or VARIANTS_AT_ONCE
-        logits = 4 * model.parts.vocabulary * len(self.inputs[0]) * 3 * INPUTS_A_UNIT
-        return wide * (8 * model.n_layers * INPUTS_A_UNIT + VARIANTS_AT_ONCE + 16 * rows) + 4 * logits
+        clean = clean_memory(model, len(self._read()) * INPUTS_A_UNIT)
+        return wide * (8 * model.n_layers * INPUTS_A_UNIT + VARIANTS_AT_ONCE + 16 * rows) + clean
 
     def _others(
         self, model: Model, recording: Recording, components: Sequence[Component], start: int, stop: int
@@ -290,7 +292,7 @@ class Ablation(Measurement):
             "value": self.value,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
-            "engine": "full forwards" if any(bool(p["fallback"]) for p in units) else "partial forwards",
+            "engine": engine_named([piece["fallback"] for piece in units]),
         }
 
     def _sites(self, components: Sequence[Component]) -> list[str]:

@@ -29,6 +29,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.restoration import (
     KINDS,
     METRICS,
@@ -138,7 +139,7 @@ class CausalTrace(Measurement):
                 "corrupted": shared.of_run(shared.corrupted),
                 "foil": torch.tensor(shared.foil),
                 "answer": torch.tensor(shared.answer),
-                "fallback": _letters(shared.corrupted.fallback or shared.clean.fallback),
+                "fallback": reason_kept(shared.corrupted.fallback or shared.clean.fallback),
             }
         twin = untrained_twin(model, seed=self.seed)
         other = self._record(twin, min(self.baseline_samples, self.samples), shared.answer, shared.foil)
@@ -283,7 +284,6 @@ class CausalTrace(Measurement):
 
     def _attributes(self, model: Model, piece: Pieces) -> dict[str, Any]:
         answer = [int(i) for i in piece["answer"]]
-        reason = bytes(piece["fallback"].tolist()).decode()
         corruption = "replacement" if self.replacements else f"noise of {self.noise} sigma"
         return {
             "model": model.source,
@@ -293,13 +293,8 @@ class CausalTrace(Measurement):
             "foil": model.token_texts([int(piece["foil"])])[0],
             "corruption": corruption,
             "window": self.window,
-            "engine": f"full forwards: {reason}" if reason else "partial forwards",
+            "engine": engine_named([piece["fallback"]]),
         }
-
-
-def _letters(text: str) -> Tensor:
-    """A text as a unit can keep it, one byte an entry."""
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def causal_trace(  # noqa: PLR0913 (a promised signature)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from assay.activations.divergence import log_probabilities
+from assay.models.model import Model
 from assay.models.partial import Recording, StreamMetric
 from assay.models.unembedding import Unembedding
 
@@ -152,6 +153,11 @@ class CleanRun:
             ],
             -1,
         )
+
+
+def clean_memory(model: Model, rows: int) -> int:
+    """Bytes that reading a clean run at some rows takes: its log-probabilities, and those under way."""
+    return 4 * model.parts.vocabulary * (rows + 3 * WHOLE_ROWS)
 
 
 def _followed(read: tuple[int, ...], length: int) -> list[int]:

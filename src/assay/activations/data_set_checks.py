@@ -9,7 +9,7 @@ INVARIANT = 1e-3
 ENOUGH = 20
 
 
-def unchanged(code: str, title: str, error: float, message: str) -> Check:
+def unchanged(code: str, title: str, error: float, message: str, *, within: float = INVARIANT) -> Check:
     """Whether the model, taken apart and put together again, is still the model.
 
     Args:
@@ -17,12 +17,13 @@ def unchanged(code: str, title: str, error: float, message: str) -> Check:
         title: what is wrong when it does not pass.
         error: how far it is from itself, nats.
         message: one sentence with the figure in it.
+        within: nats that rounding accounts for.
 
     Returns:
         The verdict.
     """
     remedy = "Load the model in float32; if it is, run `assay doctor` on it."
-    return graded(code, title, error, (INVARIANT, INVARIANT), message, remedy)
+    return graded(code, title, error, (within, within), message, remedy)
 
 
 def few_inputs(code: str, dataset: xr.Dataset) -> Check:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from assay.activations.clean_run import CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.effects import PARTS
 from assay.activations.output_moments import output_moments, random_moments
 from assay.activations.prompt_pairs import Prompts
@@ -166,10 +167,10 @@ class LayerStages(Measurement):
         found = []
         for start in range(0, len(resid), ROWS_AT_ONCE):
             here = slice(start, start + ROWS_AT_ONCE)
-            logs = clean.recording.readout(resid[here]).float().log_softmax(-1)
+            logs = log_probabilities(clean.recording.readout(resid[here]))
             final = clean.log_probabilities[here]
             entropy = -(logs.exp() * logs).sum(-1)
-            kl = (final.exp() * (final - logs)).sum(-1).clamp_min(0)
+            kl = kl_divergence(final, logs)
             found.append(torch.stack([entropy, kl, (logs.argmax(-1) == clean.tokens[here, 0]).float()]))
         return torch.cat(found, 1).mean(1)
 

@@ -28,7 +28,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.clean_run import METRICS, CleanRun
+from assay.activations.clean_run import METRICS, CleanRun, clean_memory
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.effects import effect_variables, mean_variables
 from assay.activations.operations import RANDOM, Operation, Surgery, surgeries
@@ -64,6 +64,7 @@ class LayerSurgery(Measurement):
     """
 
     name: ClassVar[str] = "layer_surgery"
+    revision: ClassVar[int] = 2
     inputs: tuple[Tokens, ...]
     operations: tuple[Operation, ...] = ("delete", "swap")
     layers: tuple[int, ...] = ()
@@ -160,11 +161,10 @@ class LayerSurgery(Measurement):
         return surgery_checks(dataset)
 
     def memory(self, model: Model) -> int:
-        """The streams of one unit's courses, and the logits of a few positions."""
+        """The streams of one unit's courses, and what is read of its inputs."""
         wide = 4 * model.d_model * len(self.inputs[0]) * INPUTS_A_UNIT
-        return (
-            wide * (4 * model.n_layers + 8 * len(self._surgeries(model))) + 16 * model.parts.vocabulary * 256
-        )
+        read = INPUTS_A_UNIT * len(positions_read(len(self.inputs[0]), self.read))
+        return wide * (4 * model.n_layers + 8 * len(self._surgeries(model))) + clean_memory(model, read)
 
     def _surgeries(self, model: Model) -> list[Surgery]:
         return surgeries(self.operations, model.n_layers, self.layers, draws=self.draws, seed=self.seed)

@@ -26,6 +26,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.neuron_checks import neuron_checks
 from assay.activations.subject import answer_tokens
 from assay.errors import BadInput
@@ -89,6 +90,7 @@ class NeuronImportance(Measurement):
     """
 
     name: ClassVar[str] = "neuron_importance"
+    revision: ClassVar[int] = 2
     tokens: Tokens
     answer: Tokens | None = None
     top_k: int = 10
@@ -144,7 +146,7 @@ class NeuronImportance(Measurement):
             "effect": self._ablate(shared, shared.chosen[: self.exact]),
             "answer": torch.tensor(answer),
             "log_probability": value,
-            "fallback": torch.tensor(bool(shared.recording.fallback)),
+            "fallback": reason_kept(shared.recording.fallback),
         }
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -213,7 +215,7 @@ class NeuronImportance(Measurement):
             "answer": "".join(model.token_texts(answer)),
             "answer_tokens": answer,
             "ablation": self.ablation,
-            "engine": "full forwards" if bool(piece["fallback"]) else "partial forwards",
+            "engine": engine_named([piece["fallback"]]),
         }
 
     def _attribute(self, model: Model, answer: Tokens | None) -> Attribution:

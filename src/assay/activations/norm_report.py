@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from assay.activations.data_set import check_inputs, inputs_of
+from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.norm_checks import norm_checks
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
@@ -370,9 +371,9 @@ def _logits(model: Model, row: Tokens) -> Tensor:
 
 
 def _compare(original: Tensor, changed: Tensor, row: Tokens) -> Compared:
-    clean, other = original.double().log_softmax(-1), changed.double().log_softmax(-1)
+    clean, other = log_probabilities(original.double()), log_probabilities(changed.double())
     loss = _loss(changed, row)
-    kl = (clean.exp() * (clean - other)).sum(-1).mean()
+    kl = kl_divergence(clean, other).mean()
     agreement = (original.argmax(-1) == changed.argmax(-1)).double().mean()
     metrics = torch.stack([kl, (loss - _loss(original, row)).mean(), agreement])
     difference = (original.double() - changed.double()).abs().max()

@@ -104,7 +104,7 @@ class Restoration:
         logs = log_probabilities(logits)
         answer = torch.tensor(self.answer, device=logits.device).expand(*logits.shape[:2], -1)[..., None]
         log_probability = logs.gather(-1, answer)[..., 0].sum(-1)
-        difference = logs[..., 0, self.answer[0]] - logs[..., 0, self.foil]
+        difference = logits[..., 0, self.answer[0]].to(logs) - logits[..., 0, self.foil].to(logs)
         kl = kl_divergence(self.final, logs).sum(-1)
         return torch.stack([log_probability.exp(), log_probability, difference, kl], -1)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import xarray as xr
 
-from assay.estimates.checks import Check
+from assay.activations.engine import engine_check
+from assay.estimates.checks import Check, graded
 
 LIKELY = 0.05
 INVARIANT = 1e-4
@@ -24,7 +25,7 @@ def trace_checks(dataset: xr.Dataset) -> list[Check]:
         checks.append(_baseline(dataset))
     if "state" in dataset["kind"].values and len(dataset.attrs["answer_tokens"]) == 1:
         checks.append(_restored(dataset))
-    checks.append(_engine(dataset))
+    checks.append(engine_check("T105", dataset, "cells"))
     return checks
 
 
@@ -55,10 +56,8 @@ def _baseline(dataset: xr.Dataset) -> Check:
     baseline = float(np.abs(dataset["baseline_indirect_effect"]).max())
     share = baseline / largest if largest > 0 else np.inf
     message = f"The largest effect in the untrained twin is {baseline:.2g}, {share:.1%} of the largest here."
-    if share <= BASELINE:
-        return Check("T103", "an untrained twin shows the same", "pass", share, message)
     remedy = "What is seen is no more than the architecture gives with random weights; do not read cells of this size."
-    return Check("T103", "an untrained twin shows the same", "warn", share, message, remedy)
+    return graded("T103", "an untrained twin shows the same", share, (BASELINE, np.inf), message, remedy)
 
 
 def _restored(dataset: xr.Dataset) -> Check:
@@ -66,24 +65,5 @@ def _restored(dataset: xr.Dataset) -> Check:
         float(dataset["p_restored"].sel(kind="state").isel(layer=-1, position=-1)) - float(dataset["p_clean"])
     )
     message = f"Restoring the last state differs from the clean run by {error:.1e} in probability; it should equal it."
-    if error <= INVARIANT:
-        return Check("T104", "the last state does not restore the answer", "pass", error, message)
-    return Check(
-        "T104",
-        "the last state does not restore the answer",
-        "fail",
-        error,
-        message,
-        "Run `assay doctor` on this model.",
-    )
-
-
-def _engine(dataset: xr.Dataset) -> Check:
-    engine = dataset.attrs["engine"]
-    message = f"Cells were computed by {engine}."
-    if engine == "partial forwards":
-        return Check("T105", "no partial forwards", "pass", None, message)
-    remedy = (
-        "The numbers are right, only slower; `assay doctor` says why this family cannot continue a prefix."
-    )
-    return Check("T105", "no partial forwards", "warn", None, message, remedy)
+    title, remedy = "the last state does not restore the answer", "Run `assay doctor` on this model."
+    return graded("T104", title, error, (INVARIANT, INVARIANT), message, remedy)

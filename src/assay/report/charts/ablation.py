@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from assay.errors import BadInput
+from assay.report.charts.effects import TITLES, VARIANTS, data_set, require_metric, tabled, tooltip
 from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
@@ -17,12 +17,11 @@ _DISCOVERY = 0.05
 _STRONGEST = 20
 _CELL = 16
 _LINE = "#4c78a8"  # as the points: seen on light and on dark pages
-_TITLES = {
-    "loss_difference": "loss difference (nats a token)",
-    "kl_from_clean": "KL from clean (nats a token)",
-    "top1_agreement": "top-1 agreement",
-    "logit_difference": "change of the logit difference",
-}
+_TOOLTIP = tooltip(
+    "component",
+    alt.Tooltip("q_value:Q", title="adjusted p", format=".2g"),
+    alt.Tooltip("random_effect:Q", title="random direction", format="+.4f"),
+)
 
 
 def chart(dataset: xr.Dataset, *, metric: str = "loss_difference") -> alt.HConcatChart:
@@ -39,8 +38,7 @@ def chart(dataset: xr.Dataset, *, metric: str = "loss_difference") -> alt.HConca
     Raises:
         BadInput: when `metric` is not known.
     """
-    if metric not in _TITLES:
-        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    require_metric(metric)
     cells = frame(dataset)
     return finished(panel(cells, metric=metric), {_TABLE: cells})
 
@@ -71,7 +69,7 @@ def _layers(base: alt.Chart, cells: pd.DataFrame, metric: str, columns: list[str
             y=alt.Y("layer:O", title="block"),
             color=fill,
             opacity=alt.condition(clear, alt.value(1), alt.value(_FADED)),
-            tooltip=_tooltip(),
+            tooltip=_TOOLTIP,
         )
         .properties(
             width=alt.Step(_CELL),
@@ -92,9 +90,9 @@ def _bars(base: alt.Chart, metric: str) -> Any:
     )
     order = alt.EncodingSortField("size", op="max", order="descending")
     rows = alt.Y("component:N", sort=order, title=None)
-    axis = alt.X("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    axis = alt.X("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     spread = ranked.mark_rule(color=_LINE).encode(y=rows, x="effect_low:Q", x2="effect_high:Q")
-    points = ranked.mark_point(filled=True, size=36).encode(y=rows, x=axis, tooltip=_tooltip())
+    points = ranked.mark_point(filled=True, size=36).encode(y=rows, x=axis, tooltip=_TOOLTIP)
     compared = ranked.transform_filter("isValid(datum.random_effect)")
     random = compared.mark_tick(style="accent", thickness=2, size=10).encode(y=rows, x="random_effect:Q")
     return alt.layer(spread, points, random).properties(
@@ -107,39 +105,25 @@ def _bars(base: alt.Chart, metric: str) -> Any:
 
 
 def _legend(metric: str) -> str:
-    return "top-1 agreement minus 1" if metric == "top1_agreement" else _TITLES[metric]
-
-
-def _tooltip() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("component:N", title="component"),
-        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
-        alt.Tooltip("effect_low:Q", title="from", format="+.4f"),
-        alt.Tooltip("effect_high:Q", title="to", format="+.4f"),
-        alt.Tooltip("q_value:Q", title="adjusted p", format=".2g"),
-        alt.Tooltip("random_effect:Q", title="random direction", format="+.4f"),
-    ]
+    return "top-1 agreement minus 1" if metric == "top1_agreement" else TITLES[metric]
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the scan as a figure of a report, one variant for each metric."""
-    cells, told = frame(dataset), dataset.attrs
+    cells = frame(dataset)
     return [
         Figure(
             name=_TABLE,
             title="Ablation",
             caption=(
-                f"Each component replaced by: {str(told['value']).replace('_', ' ')}; {told['inputs']} inputs of "
-                f"{told['tokens']} tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. On "
-                f"the right the {_STRONGEST} strongest with their bootstrap intervals; a tick shows what a random "
+                f"Each component replaced by: {str(dataset.attrs['value']).replace('_', ' ')}; {data_set(dataset)}. "
+                f"On the right the {_STRONGEST} strongest with their bootstrap intervals; a tick shows what a random "
                 "direction of the same size does."
             ),
             draw=lambda metric: panel(cells, metric=metric),
             frame=cells,
             choice="metric",
-            variants={
-                name.replace("_", " "): {"metric": name} for name in map(str, dataset["metric"].values)
-            },
+            variants=VARIANTS,
         )
     ]
 
@@ -150,22 +134,14 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
     ``change`` is the effect as a distance from no effect; ``column`` is where the component stands in its layer, empty
     for single neurons, directions and edges.
     """
-    metrics, count = dataset.sizes["metric"], dataset.sizes["component"]
-    kinds, index = dataset["kind"].values.astype(str), dataset["index"].values
-    columns = [_column(str(kind), int(i)) for kind, i in zip(kinds, index, strict=True)]
-    table: dict[str, Any] = {
-        "metric": np.repeat(dataset["metric"].values.astype(str), count),
-        "component": np.tile(dataset["component"].values.astype(str), metrics),
-        "layer": np.tile(dataset["layer"].values, metrics),
-        "column": [name for name, _ in columns] * metrics,
-        "place": [place for _, place in columns] * metrics,
-    }
-    for name in ("effect", "effect_stderr", "effect_low", "effect_high", "p_value", "q_value"):
-        table[name] = dataset[name].transpose("metric", "component").values.ravel()
+    statistics = ("effect", "effect_stderr", "effect_low", "effect_high", "p_value", "q_value")
+    table = tabled(dataset, "component", ("layer", "kind", "index"), statistics)
+    places = [
+        _column(str(kind), int(i)) for kind, i in zip(table.pop("kind"), table.pop("index"), strict=True)
+    ]
+    table["column"], table["place"] = [name for name, _ in places], [place for _, place in places]
     table["change"] = table["effect"] - (table["metric"] == "top1_agreement")
-    if "baseline_effect" in dataset:
-        table["random_effect"] = dataset["baseline_effect"].transpose("metric", "component").values.ravel()
-    return pd.DataFrame(table)
+    return table
 
 
 def _column(kind: str, index: int) -> tuple[str, int]:

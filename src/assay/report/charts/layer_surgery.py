@@ -3,23 +3,21 @@
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from assay.errors import BadInput
+from assay.report.charts.effects import TITLES, VARIANTS, data_set, require_metric, tabled, tooltip
 from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _TABLE = "layer_surgery"
 _SCANS = ("delete", "swap", "repeat")
 _SPANS = ("skip", "reverse", "shuffle", "copies", "parallel")
-_TITLES = {
-    "kl_from_clean": "KL from clean (nats a token)",
-    "loss_difference": "loss difference (nats a token)",
-    "top1_agreement": "top-1 agreement",
-    "logit_difference": "change of the logit difference",
-}
+_TOOLTIP = tooltip(
+    "surgery",
+    alt.Tooltip("random_effect:Q", title="random change", format="+.4f"),
+    alt.Tooltip("kendall_tau:Q", title="Kendall's tau", format=".2f"),
+)
 _COLOURS = alt.Scale(domain=list(_SCANS), range=["#4c78a8", "#d1762b", "#2e8b6b"])
 _ACROSS = {
     "drop": ("size", "layers dropped at random"),
@@ -40,8 +38,7 @@ def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.VConcatC
     Raises:
         BadInput: when `metric` is not known.
     """
-    if metric not in _TITLES:
-        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    require_metric(metric)
     cells = frame(dataset)
     return finished(panel(cells, metric=metric), {_TABLE: cells})
 
@@ -71,11 +68,11 @@ def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
         axis=alt.Axis(tickMinStep=1),
         scale=alt.Scale(nice=False, padding=8),
     )
-    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    up = alt.Y("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     spread = own.mark_rule(opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q", color=colour)
     line = own.mark_line(strokeWidth=1).encode(x=across, y=up, color=colour)
     points = own.mark_point(filled=True, size=36, opacity=1).encode(
-        x=across, y=up, color=colour, tooltip=_tooltip()
+        x=across, y=up, color=colour, tooltip=_TOOLTIP
     )
     compared = own.transform_filter("isValid(datum.random_effect)")
     random = compared.mark_tick(thickness=1.5, size=9).encode(x=across, y="random_effect:Q", color=colour)
@@ -92,9 +89,9 @@ def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
 def _spans(base: alt.Chart, metric: str) -> Any:
     own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(_SPANS)))
     rows = alt.Y("surgery:N", sort=None, title=None, axis=alt.Axis(labelLimit=220))
-    axis = alt.X("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    axis = alt.X("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     spread = own.mark_rule(color="#4c78a8").encode(y=rows, x="effect_low:Q", x2="effect_high:Q")
-    points = own.mark_point(filled=True, size=36, color="#4c78a8").encode(y=rows, x=axis, tooltip=_tooltip())
+    points = own.mark_point(filled=True, size=36, color="#4c78a8").encode(y=rows, x=axis, tooltip=_TOOLTIP)
     compared = own.transform_filter("isValid(datum.random_effect)")
     random = compared.mark_tick(style="accent", thickness=2, size=10).encode(y=rows, x="random_effect:Q")
     return alt.layer(spread, points, random).properties(
@@ -107,9 +104,9 @@ def _random(base: alt.Chart, metric: str, operation: str) -> Any:
     field, title = _ACROSS[operation]
     own = base.transform_filter(f"datum.operation === '{operation}'")
     across = alt.X(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
-    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    up = alt.Y("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     draws = own.mark_point(filled=True, size=18, opacity=0.5, color="#4c78a8").encode(
-        x=across, y=up, tooltip=_tooltip()
+        x=across, y=up, tooltip=_TOOLTIP
     )
     means = own.transform_aggregate(effect="mean(effect)", at=f"mean({field})", groupby=["size"])
     line = means.mark_line(color="#d1762b", point=alt.OverlayMarkDef(color="#d1762b")).encode(
@@ -121,17 +118,6 @@ def _random(base: alt.Chart, metric: str, operation: str) -> Any:
     )
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("surgery:N", title="surgery"),
-        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
-        alt.Tooltip("effect_low:Q", title="from", format="+.4f"),
-        alt.Tooltip("effect_high:Q", title="to", format="+.4f"),
-        alt.Tooltip("random_effect:Q", title="random change", format="+.4f"),
-        alt.Tooltip("kendall_tau:Q", title="Kendall's tau", format=".2f"),
-    ]
-
-
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the result as a figure of a report, one variant for each metric."""
     cells, told = frame(dataset), dataset.attrs
@@ -140,32 +126,22 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             name=_TABLE,
             title="Layer surgery",
             caption=(
-                f"{len(dataset['surgery'])} courses through {told['n_layers']} layers; {told['inputs']} inputs of "
-                f"{told['tokens']} tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. Layers "
-                f"side by side are {told['together']}. Lines are bootstrap intervals over inputs; ticks show what "
-                "changing the stream by as much in a random direction does."
+                f"{len(dataset['surgery'])} courses through {told['n_layers']} layers; {data_set(dataset)}. "
+                f"Layers side by side are {told['together']}. Lines are bootstrap intervals over inputs; ticks show "
+                "what changing the stream by as much in a random direction does."
             ),
             draw=lambda metric: panel(cells, metric=metric),
             frame=cells,
             choice="metric",
-            variants={name.replace("_", " "): {"metric": name} for name in _TITLES},
+            variants=VARIANTS,
         )
     ]
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
     """Lay the result out as one row for each metric and surgery."""
-    metrics, count = dataset.sizes["metric"], dataset.sizes["surgery"]
-    table: dict[str, Any] = {"metric": np.repeat(dataset["metric"].values.astype(str), count)}
-    for name in ("surgery", "operation"):
-        table[name] = np.tile(dataset[name].values.astype(str), metrics)
-    for name in ("layer", "size", "draw", "kendall_tau"):
-        table[name] = np.tile(dataset[name].values, metrics)
-    for name in ("effect", "effect_low", "effect_high"):
-        table[name] = dataset[name].transpose("metric", "surgery").values.ravel()
-    if "baseline_effect" in dataset:
-        table["random_effect"] = dataset["baseline_effect"].transpose("metric", "surgery").values.ravel()
-    return pd.DataFrame(table)
+    coordinates = ("operation", "layer", "size", "draw", "kendall_tau")
+    return tabled(dataset, "surgery", coordinates, ("effect", "effect_low", "effect_high"))
 
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
