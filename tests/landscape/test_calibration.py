@@ -126,6 +126,13 @@ def test_drift_is_more_than_chance_and_more_than_little() -> None:
     assert not drifts(still[:1], 0.0)
 
 
+def test_chains_at_rest_are_taken_to_drift_as_often_as_is_said() -> None:
+    still = np.random.default_rng(1).normal(size=(4000, 8, 20))
+    for chance in (0.1, 0.02, 0.004):
+        often = np.mean([drifts(each, 0.0, chance) for each in still])
+        assert often == pytest.approx(chance, abs=4 * (chance / 4000) ** 0.5)
+
+
 def test_joined_walks_are_one_walk() -> None:
     setting = torch.full((2,), 1e-3, dtype=torch.float64)
     made = Chains((1, 2), setting, 50 * setting, setting)

@@ -39,6 +39,12 @@ STABLE = 0.5
 """Step size times the largest curvature; chains fly apart at 4."""
 SIGNIFICANT = 0.02
 """A drift is one when chance would show it less often than this."""
+LOOKS = 5
+"""Looks for drift during the draws, which together may take chance for drift as often as one look in burn-in.
+
+In burn-in that costs steps. But to drop the half of the draws that lies off by chance is to keep the one that lies off the
+other way.
+"""
 EXCEEDED = 2.0
 """Draws whose bias is so many times what is tolerated become burn-in, and the step size smaller."""
 RESTARTS = 12
@@ -248,7 +254,7 @@ def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
         if free and share > EXCEEDED * aim.bias_tolerance:
             burning.shorten(aim.bias_tolerance / share)
             dropped = total
-        elif aim.burn_in is None and drifts(excess, aim.relative_error / 2):
+        elif aim.burn_in is None and drifts(excess, aim.relative_error / 2, SIGNIFICANT / LOOKS):
             dropped += excess.shape[1] // 2
         elif half_width(excess) <= aim.relative_error * abs(excess.mean()):
             return walks, dropped, "interval"
@@ -257,12 +263,18 @@ def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
             return walks, dropped, "budget"
 
 
-def drifts(excess: np.ndarray, share: float) -> bool:
-    """Tell whether the halves of draws (chain, draw) differ, by more than a share and by more than chance."""
+def drifts(excess: np.ndarray, share: float, chance: float = SIGNIFICANT) -> bool:
+    """Tell whether the halves of draws differ, by more than a share and by more than chance.
+
+    Args:
+        excess: (chain, draw).
+        share: of the mean.
+        chance: how often halves of chains at rest may be taken to differ.
+    """
     half = excess.shape[1] // 2
     change = excess[:, half:].mean(1) - excess[:, :half].mean(1)
     change = change[np.isfinite(change)]
     if len(change) < 2 or abs(change.mean()) <= share * abs(excess[:, half:].mean()):
         return False
     found = abs(change.mean()) / (change.std(ddof=1) / len(change) ** 0.5)
-    return bool(found > stats.t.ppf(1 - SIGNIFICANT / 2, len(change) - 1))
+    return bool(found > stats.t.ppf(1 - chance / 2, len(change) - 1))
