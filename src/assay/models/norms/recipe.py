@@ -1,7 +1,6 @@
 """The recipe of removal by fine-tuning: which norm goes when, and how the model is trained meanwhile."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,11 +102,6 @@ class Recipe:
             found += [Event(group, norm) for norm, read in groups.items() if group in read]
             found += [Event(group, "")] if specials.get(group) else []
         return found
-
-    def steps_of(self, events: Sequence[Event]) -> list[int]:
-        """The step of each event, where the loss has always recovered within the gap."""
-        gaps = (self.gap(event.group) for event in events[:-1])
-        return list(itertools.accumulate(gaps, initial=self.start))
 
     def gap(self, group: Group) -> int:
         """Steps after a removal of a group."""
