@@ -42,8 +42,8 @@ SIGNIFICANT = 0.02
 LOOKS = 5
 """Looks for drift during the draws, which together may take chance for drift as often as one look in burn-in.
 
-In burn-in that costs steps. But to drop the half of the draws that lies off by chance is to keep the one that lies off the
-other way.
+In burn-in that costs steps. But to drop the half of the draws that lies off by chance is to keep the one that lies off
+the other way.
 """
 EXCEEDED = 2.0
 """Draws whose bias is so many times what is tolerated become burn-in, and the step size smaller."""
