@@ -14,16 +14,7 @@ Record = dict[str, Any]
 
 
 def write_tables(results: Path, page: Path) -> None:
-    """Replace what is between the page's markers by tables of all records in `results`.
-
-    Raises:
-        ValueError: the page lacks a marker.
-    """
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} needs the lines {BEGIN!r} and {END!r}, between which the tables go")
+    """Replace what is between the page's markers by tables of all records in `results`."""
     kept = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
     records = [record for record in kept if "case" in record]  # the accuracy suite has a page of its own
     devices = sorted(
@@ -32,16 +23,29 @@ def write_tables(results: Path, page: Path) -> None:
     sections = [
         _section(device, [r for r in records if r["conditions"]["device"] == device]) for device in devices
     ]
-    page.write_text("\n\n".join([before + begin, *sections, end + after]))
+    write_between(page, sections)
+
+
+def write_between(page: Path, parts: Iterable[str]) -> None:
+    """Replace what is between a page's markers.
+
+    Raises:
+        ValueError: the page lacks a marker.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} needs the lines {BEGIN!r} and {END!r}, between which the tables go")
+    page.write_text("\n\n".join([before + begin, *parts, end + after]))
 
 
 def _section(device: str, records: list[Record]) -> str:
     records.sort(key=lambda record: ORDER.index(record["case"]))
-    promised = _table(
+    promised = table(
         ("case", "figure", "measured (95% interval)", "promised", "kept"),
         (_promise_row(record["case"], figure) for record in records for figure in record["figures"]),
     )
-    timed = _table(
+    timed = table(
         (
             "case",
             "contestant",
@@ -122,5 +126,5 @@ def _difference(name: str, value: float) -> str:
     return f"{value:.1f}" if name == "standard errors" else f"{value:.1e}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -5,6 +5,7 @@ import json
 import pytest
 from benchmarks.suite import estimate, summaries, summary
 from benchmarks.suite_cases import SIZES, cases
+from benchmarks.suite_figure import text
 
 
 def row(llc: float, half: float, *, truth: float = 10.0, checks: dict[str, str] | None = None) -> dict:
@@ -32,6 +33,17 @@ def test_errors_coverage_and_silent_failures_are_counted() -> None:
     assert found["coverage"] == pytest.approx(0.25)
     assert found["wrong by 10 % without a failing check"] == 1
     assert summaries({str(place): each for place, each in enumerate(rows)})["made up"] == found
+
+
+def test_the_table_has_a_line_for_each_family_and_names_who_is_furthest_off() -> None:
+    rows = [
+        {**row(llc, 0.2), "name": f"number {place}", "parameters": 100 * 20**place}
+        for place, llc in enumerate([10.1, 12.0])
+    ]
+    table, said = text(rows)
+    _, _, line = table.splitlines()
+    assert line == "| made up | 2 | 100 to 2,000 | 10.5% | 18.1% | 20.0% | 50% | 1 |"
+    assert "2 s of one core. Furthest off are: made up number 1, 12 [11.8, 12.2] for 10;" in said
 
 
 def test_small_networks_with_nothing_chosen() -> None:
