@@ -42,7 +42,8 @@ def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.HConcatC
     if metric not in _TITLES:
         raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
     tables = {_DEPTHS: frame(dataset), _BOUNDS: _bounds(dataset), _LENGTHS: _lengths(dataset)}
-    return finished(alt.hconcat(panel(metric=metric), _length_panel()), tables)
+    drawn = alt.hconcat(panel(metric=metric), _length_panel()).resolve_scale(color="independent")
+    return finished(drawn, tables)
 
 
 def panel(*, metric: str) -> Any:
@@ -53,7 +54,9 @@ def panel(*, metric: str) -> Any:
         {"type": "symlog", "constant": 0.1} if metric == "kl_from_clean" else {"zero": True}
     )
     axis = (
-        alt.Axis(values=_TICKS, format="~g", labelOverlap=False) if metric == "kl_from_clean" else alt.Axis()
+        alt.Axis(values=_TICKS, format=".2~r", labelOverlap=False)
+        if metric == "kl_from_clean"
+        else alt.Axis()
     )
     up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(**kind), axis=axis)
     band = base.mark_rule(color="#4c78a8", opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q")
