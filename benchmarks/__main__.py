@@ -16,6 +16,8 @@ from benchmarks.table import write_tables
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+THREADS = 2
+"""Of every side, unless a case says otherwise."""
 
 
 def main() -> None:
@@ -26,16 +28,18 @@ def main() -> None:
         if name in LEARNING:
             learning = replace(LEARNING[name], repetitions=asked.repetitions or LEARNING[name].repetitions)
             _say(f"{name}: {learning.title}")
-            record = sample(name, learning, model, threads=asked.threads, say=_say)
+            record = sample(name, learning, model, threads=asked.threads or learning.threads, say=_say)
         elif model is None or name in STARTUPS:
             startup = STARTUPS[name]
             startup = replace(startup, repetitions=asked.repetitions or startup.repetitions)
             _say(f"{name}: {startup.title}")
-            record = start_up(name, startup, threads=asked.threads, say=_say)
+            record = start_up(name, startup, threads=asked.threads or THREADS, say=_say)
         else:
             case = replace(CASES[name], repetitions=asked.repetitions or CASES[name].repetitions)
             _say(f"{name}: {case.title}")
-            record = compare(name, case, model, device=asked.device, threads=asked.threads, say=_say)
+            record = compare(
+                name, case, model, device=asked.device, threads=asked.threads or THREADS, say=_say
+            )
         asked.results.mkdir(parents=True, exist_ok=True)
         kind = "cpu" if name in STARTUPS or name in LEARNING else asked.device.partition(":")[0]
         (asked.results / f"{name}-{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -53,7 +57,7 @@ def _arguments() -> argparse.Namespace:
         "cases", nargs="*", metavar="case", default=known, help=f"of {', '.join(known)}; llc for all of these"
     )
     parser.add_argument("--device", default="cpu", help="of every side; start-up is always the CPU's")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of every side, instead of each case's own")
     parser.add_argument("--repetitions", type=int, help="instead of each case's own")
     parser.add_argument("--model", default="smollm2", help="anything `assay.load` takes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="elsewhere, the page is left as it is")

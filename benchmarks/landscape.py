@@ -73,6 +73,7 @@ class LearningCase:
         repetitions: how many turns each contestant has.
         language: whether a language model is sampled.
         agreeing: steps of calls made for their estimates alone; None where those of the timed calls are compared.
+        threads: torch threads of every side.
     """
 
     title: str
@@ -82,6 +83,7 @@ class LearningCase:
     repetitions: int
     language: bool = False
     agreeing: int | None = None
+    threads: int = 2
 
 
 def _write(path: Path, told: dict[str, Any], weights: list[Tensor], data: tuple[Tensor, ...]) -> None:
@@ -171,7 +173,8 @@ def _stack(
     ]
     wanted = [promise for chains in steps for promise in _against(times, chains)]
     wanted += [Promise("ratio", f"assay {chains} chains", f"floor {chains} chains") for chains in steps]
-    return LearningCase(title, write, (*contestants, *more), (*wanted, *promises), repetitions=5)
+    # one thread, as the figures were taken that the promises go back to: sharing products this small gains nobody much
+    return LearningCase(title, write, (*contestants, *more), (*wanted, *promises), repetitions=5, threads=1)
 
 
 def _model(
