@@ -173,7 +173,7 @@ def _stack(
     ]
     wanted = [promise for chains in steps for promise in _against(times, chains)]
     wanted += [Promise("ratio", f"assay {chains} chains", f"floor {chains} chains") for chains in steps]
-    # one thread, as the figures were taken that the promises go back to: sharing products this small gains nobody much
+    # one thread, as the figures were taken that the promises go back to
     return LearningCase(title, write, (*contestants, *more), (*wanted, *promises), repetitions=5, threads=1)
 
 
