@@ -54,12 +54,15 @@ def panel(cells: pd.DataFrame, *, metric: str) -> alt.HConcatChart:
 
 def _layers(base: alt.Chart, cells: pd.DataFrame, metric: str, columns: list[str]) -> alt.Chart:
     own: Any = cells[(cells["metric"] == metric) & (cells["column"] != "")]
-    reach = float(np.nanmax(np.abs(own["change"].to_numpy()), initial=0.0)) or 1.0
+    sizes = np.abs(own["change"].to_numpy())
+    reach = float(np.nanmax(sizes, initial=0.0)) or 1.0
+    usual = min(max(float(np.nanmedian(sizes)), reach / 1000), reach)
     clear = f"!isValid(datum.q_value) || datum.q_value <= {_DISCOVERY}"
     fill = alt.Color(
         "change:Q",
-        scale=alt.Scale(domain=[-reach, reach], range="diverging", clamp=True),
-        legend=alt.Legend(title=_legend(metric), format=".2~g"),
+        # logarithmic beyond a usual size: a few MLPs do more than all heads together
+        scale=alt.Scale(type="symlog", constant=usual, domain=[-reach, reach], range="diverging", clamp=True),
+        legend=alt.Legend(title=_legend(metric), format=".1~g", values=_decades(usual, reach)),
     )
     return (
         base.transform_filter("datum.column !== ''")
@@ -102,6 +105,14 @@ def _bars(base: alt.Chart, metric: str) -> Any:
             f"The {_STRONGEST} strongest", subtitle="line: 95% interval; tick: random direction"
         ),
     )
+
+
+def _decades(usual: float, reach: float) -> list[float]:
+    """Powers of ten up to the largest effect and both ways from zero, three at the most."""
+    high = int(np.floor(np.log10(reach)))
+    low = min(high, max(int(np.ceil(np.log10(usual))), high - 2))
+    powers = [10.0**power for power in range(low, high + 1)]
+    return [*(-power for power in reversed(powers)), 0.0, *powers]
 
 
 def _legend(metric: str) -> str:
