@@ -243,6 +243,7 @@ def test_chains_whose_steps_are_all_refused_fail_and_do_not_pass_for_a_narrow_in
         ("L205", {"llc": 10.0, "drift": 0.5, "drift_stderr": 0.01}, "warn"),
         ("L205", {"llc": 10.0, "drift": -3.0, "drift_stderr": 0.1}, "fail"),
         ("L205", {"llc": 10.0, "drift": 3.0, "drift_stderr": 2.0}, "pass"),
+        ("L205", {"llc": 10.0, "drift": 3.0, "drift_stderr": 0.57}, "pass"),  # 5.3 of six chains
         ("L206", {"ess": 40.0}, "warn"),
         ("L206", {"ess": 400.0}, "pass"),
         ("L202", {"llc": np.nan, "llc_raw": -3.0}, "fail"),

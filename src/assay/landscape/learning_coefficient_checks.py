@@ -3,6 +3,7 @@
 import math
 
 import xarray as xr
+from scipy import stats
 
 from assay.estimates.checks import Check, graded
 from assay.landscape.minimum import steepest
@@ -85,7 +86,9 @@ def _drift(dataset: xr.Dataset) -> Check:
     drift, stderr = float(dataset["drift"]), float(dataset["drift_stderr"])
     share = abs(drift) / max(abs(float(dataset["llc"])), 1e-12)
     message = f"The second half of the draws lies {drift:+.3g} (standard error {stderr:.2g}) from the first."
-    significant = abs(drift) > 3 * stderr and share > 0.02
+    # so many standard errors of a few chains as chance exceeds as seldom as three of a normal
+    seldom = float(stats.t.ppf(stats.norm.cdf(3), int((~dataset["diverged"]).sum()) - 1))
+    significant = abs(drift) > seldom * stderr and share > 0.02
     remedy = "The chains are still on their way: more burn-in, or a larger budget."
     return graded("L205", "still drifting", share if significant else 0.0, (0.02, 0.1), message, remedy)
 
