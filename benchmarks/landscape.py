@@ -208,13 +208,13 @@ LEARNING = {
         "SGLD of a deep linear network, 3 layers of width 182, rank 91: 99,372 weights",
         _deep_linear(182, 91, 72382.0, 2e-6),
         (2.0, 4.0, 1.2),
-        {4: (8, 38), 16: (8, 18)},
+        {4: (8, 108), 16: (8, 33)},
     ),
     "llc-m": _stack(
         "SGLD of a classifier, 784-256-10 with ReLU: 203,530 weights",
         _classifier,
         (2.0, 3.5, 1.4),
-        {4: (8, 38), 16: (8, 18)},
+        {4: (8, 108), 16: (8, 33)},
     ),
     "llc-smollm2": _model(
         "SGLD of SmolLM2, all 134,515,008 weights, rows of 64 tokens, 2 in a batch", None, 1e-7, 1000.0, 32
