@@ -371,9 +371,8 @@ def _logits(model: Model, row: Tokens) -> Tensor:
 
 
 def _compare(original: Tensor, changed: Tensor, row: Tokens) -> Compared:
-    clean, other = log_probabilities(original.double()), log_probabilities(changed.double())
     loss = _loss(changed, row)
-    kl = kl_divergence(clean, other).mean()
+    kl = kl_divergence(*(log_probabilities(logits.double()) for logits in (original, changed))).mean()
     agreement = (original.argmax(-1) == changed.argmax(-1)).double().mean()
     metrics = torch.stack([kl, (loss - _loss(original, row)).mean(), agreement])
     difference = (original.double() - changed.double()).abs().max()
