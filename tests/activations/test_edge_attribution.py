@@ -235,7 +235,7 @@ def test_layers_are_dropped_one_at_a_time(model: Model) -> None:
             assert block.v is not None
             read = block.v(block.first_norm(given)).unflatten(-1, (2, -1))[:, :, int(head)]
             (slope,) = torch.autograd.grad((read * found.gradients[site][:, :, int(head)]).sum(), given)
-            total += abs(float((slope * slow.written(sender)).sum()))
+            total += abs(float((slope * slow.written(sender)).sum().detach()))
         found_score = float(dataset["score"].sel(sender=sender, receiver=receiver))
         assert found_score == pytest.approx(total / 3, abs=NATS)
         assert total > 100 * NATS

@@ -25,7 +25,7 @@ PART = 0.1
 """Parts move the metric by more than this share of the whole difference, all others by less: 95% intervals say so."""
 IDLE = 1e-4
 """Idle parts move it by less than this share: float32 rounding, and what a price on heads leaves of them."""
-PAIRS, ASKED = 24, 6
+PAIRS, ASKED = 24, 4
 """Pairs that truth is told by, and the first of them, which methods are asked about."""
 
 

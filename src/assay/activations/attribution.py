@@ -1,4 +1,4 @@
-"""The verb of attribution patching: nodes or edges, by one of six methods."""
+"""The verb of attribution patching: nodes or edges, by one of eight methods."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack, get_args
@@ -7,8 +7,9 @@ from assay.activations.attribution_patching import AttributionPatching
 from assay.activations.edge_attribution import EdgeAttribution
 from assay.activations.edge_scores import EdgeMethod, Quadrature
 from assay.activations.node_attribution import NodeMethod
+from assay.activations.paired import paired
 from assay.activations.patching import canonical_site
-from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric, prompts_of, single_tokens
+from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric
 from assay.models.model import Model
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
@@ -71,17 +72,12 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         BadInput: prompts of different length, a metric that needs an answer and has none, one without a slope, or a
             site that this model does not have.
     """
-    answers, foils = (
-        single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
-    )
+    given = paired(model, clean, corrupted, answer, foil)
     common: dict[str, Any] = {
-        "clean": prompts_of(model, clean),
-        "corrupted": prompts_of(model, corrupted),
+        **given,
         "method": method,
-        "answers": answers,
-        "foils": foils,
         "direction": direction,
-        "metric": metric or best_metric(answers, foils),
+        "metric": metric or best_metric(given["answers"], given["foils"]),
         "exact": exact,
         "baseline": baseline,
         "seed": seed,

@@ -34,20 +34,21 @@ from torch import Tensor
 
 from assay.activations.agreement import agreement, first_and_random
 from assay.activations.attribution_checks import attribution_checks
-from assay.activations.node_attribution import SUMMED, Contrast, NodeMethod, attribute, contrast
-from assay.activations.prompt_pairs import Direction, Gauge, Metric, check_metrics, check_pairs
+from assay.activations.effects import PARTS
+from assay.activations.node_attribution import SUMMED, Contrast, NodeMethod, attribute
+from assay.activations.paired import Paired
+from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
-from assay.models.model import Model, Tokens
+from assay.models.model import Model
 from assay.models.partial import Recording, SiteEdit, Variant, partial_forward, record
 from assay.models.sites import HEADED, PER_LAYER
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Pieces, Unit
 
 SITES = tuple(name for name in PER_LAYER if name != "pattern" and not name.endswith("_scale"))
 AXES = {"q": "head", "z": "head", "k": "kv_head", "v": "kv_head", "mlp_act": "neuron", "mlp_pre": "neuron"}
 """What the nodes of a site are numbered by, beside layer and position."""
-PARTS = ("", "_stderr", "_low", "_high")
 AT_ONCE = 64
 """Nodes patched exactly by one unit."""
 SPARED = 4
@@ -78,14 +79,10 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionPatching(Measurement):
+class AttributionPatching(Paired):
     """First-order effects of patching every node of two prompts, and exact effects of some.
 
     Attributes:
-        clean: token ids of the clean prompts, one a pair.
-        corrupted: token ids of the corrupted prompts, as many and as long.
-        answers: token id of the answer, one a pair; empty where the metric needs none.
-        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
         sites: names of the sites whose nodes are attributed.
         method: ``atp``, ``qk_fix``, ``grad_drop``, or ``atp_star`` for both.
         direction: ``denoise`` or ``noise``.
@@ -97,10 +94,7 @@ class AttributionPatching(Measurement):
     """
 
     name: ClassVar[str] = "attribution_patching"
-    clean: tuple[Tokens, ...]
-    corrupted: tuple[Tokens, ...]
-    answers: Tokens = ()
-    foils: Tokens = ()
+    revision: ClassVar[int] = 2
     sites: tuple[str, ...] = ("resid_post", "q", "k", "v", "z", "mlp_out")
     method: NodeMethod = "atp"
     direction: Direction = "denoise"
@@ -173,7 +167,6 @@ class AttributionPatching(Measurement):
         """Take means and intervals over pairs, and hold the attributions against exact effects."""
         one = pieces["attribution"]
         base, source = one["base"].double().numpy(), one["source"].double().numpy()
-        few = {"allow_nan": True} if len(self.clean) == 1 else {}  # one pair has no standard error
         variables: dict[str, Any] = {"metric_base": ((), base.mean()), "metric_source": ((), source.mean())}
         named: dict[str, Any] = {"total_effect": ((), source - base)}
         for name in self.sites:
@@ -196,7 +189,7 @@ class AttributionPatching(Measurement):
             variables |= agreement(predicted, exact.mean(0), "node", self.seed)
         for name, (dims, samples) in named.items():
             for part, values in zip(PARTS, mean_interval(samples), strict=True):
-                variables[name + part] = (dims, values, few if part else {})
+                variables[name + part] = (dims, values, self.few if part else {})
         return xr.Dataset(variables, coords, self._attributes(model, bool(one["fallback"])))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
@@ -209,15 +202,7 @@ class AttributionPatching(Measurement):
         return 4 * model.n_layers * tokens * model.d_model * (32 + 8 * len(self.clean))
 
     def _contrast(self, model: Model, index: int) -> Contrast:
-        answer = self.answers[index] if self.answers else -1
-        foil = self.foils[index] if self.foils else -1
-        return contrast(
-            model,
-            (self.clean[index], self.corrupted[index]),
-            self.sites,
-            direction=self.direction,
-            gauge=lambda final: Gauge((self.metric,), answer, foil, final),
-        )
+        return self.contrast(model, self.sites, index, direction=self.direction, metric=self.metric)
 
     def _choose(self, effects: Mapping[str, Tensor]) -> Tensor:
         """The nodes ranked first, then others drawn at random: (node, 4)."""
@@ -273,20 +258,16 @@ class AttributionPatching(Measurement):
 
     def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
         return {
-            "model": model.source,
+            **self.described(model),
             "sites": ", ".join(self.sites),
             "method": self.method,
             "direction": self.direction,
             "metric": self.metric,
-            "pairs": len(self.clean),
-            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
-            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
             "engine": "full forwards" if fallback else "partial forwards",
         }
 
     def _validate(self, model: Model) -> None:
-        check_pairs(self.clean, self.corrupted)
-        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        self.check_settings((self.metric,))
         require_slope(self.metric, self.direction)
         if not self.sites or len(set(self.sites)) < len(self.sites) or set(self.sites) - set(SITES):
             raise BadInput(f"sites={self.sites}: choose from {', '.join(SITES)}, each once")

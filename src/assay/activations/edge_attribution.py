@@ -26,17 +26,18 @@ from assay.activations.agreement import agreement, first_and_random
 from assay.activations.attribution_patching import require_slope
 from assay.activations.edge_checks import edge_checks
 from assay.activations.edge_scores import EdgeMethod, EdgeScores, Quadrature, patch_edges, score_edges
+from assay.activations.effects import PARTS
 from assay.activations.graph import Graph, graph_of
-from assay.activations.node_attribution import Contrast, contrast
-from assay.activations.prompt_pairs import Direction, Gauge, Metric, check_metrics, check_pairs
+from assay.activations.node_attribution import Contrast
+from assay.activations.paired import Paired
+from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
-from assay.models.model import Model, Tokens
+from assay.models.model import Model
 from assay.models.partial import Recording, record
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Pieces, Unit
 
-PARTS = ("", "_stderr", "_low", "_high")
 AT_ONCE = 64
 """Edges patched exactly by one unit."""
 SPARED = 4
@@ -67,14 +68,10 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeAttribution(Measurement):
+class EdgeAttribution(Paired):
     """First-order effects of patching every edge between two prompts' runs, and exact effects of some.
 
     Attributes:
-        clean: token ids of the clean prompts, one a pair.
-        corrupted: token ids of the corrupted prompts, as many and as long.
-        answers: token id of the answer, one a pair; empty where the metric needs none.
-        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
         method: ``eap``, ``eap_ig``, ``eap_qk_fix`` or ``eap_star``.
         steps: slopes on the way from base to source, for ``eap_ig``; the most of them, where ``adaptive``.
         quadrature: where these are taken: ``adaptive``, ``gauss`` or ``endpoint``.
@@ -87,10 +84,7 @@ class EdgeAttribution(Measurement):
     """
 
     name: ClassVar[str] = "edge_attribution"
-    clean: tuple[Tokens, ...]
-    corrupted: tuple[Tokens, ...]
-    answers: Tokens = ()
-    foils: Tokens = ()
+    revision: ClassVar[int] = 2
     method: EdgeMethod = "eap_ig"
     steps: int = 48
     quadrature: Quadrature = "adaptive"
@@ -158,7 +152,6 @@ class EdgeAttribution(Measurement):
         """Take means and intervals over pairs, and hold the scores against exact effects."""
         one, graph = pieces["scores"], graph_of(model)
         base, source, whole = (one[name].double().numpy() for name in ("base", "source", "whole"))
-        few = {"allow_nan": True} if len(self.clean) == 1 else {}  # one pair has no standard error
         none, edge = {"allow_nan": True}, ("sender", "receiver")
         apart = np.where(graph.allowed.numpy(), 0.0, np.nan)  # an edge against the order is none
         total, missing = (source - base).mean(), np.abs(whole - (source - base)).mean()
@@ -182,7 +175,7 @@ class EdgeAttribution(Measurement):
             variables |= agreement(predicted, exact.mean(0), "edge", self.seed)
         for name, (dims, samples, undefined) in named.items():
             for part, values in zip(PARTS, mean_interval(samples), strict=True):
-                variables[name + part] = (dims, values, undefined or (few if part else {}))
+                variables[name + part] = (dims, values, undefined or (self.few if part else {}))
         return xr.Dataset(
             variables, self._coordinates(graph, one), self._attributes(model, bool(one["fallback"]))
         )
@@ -198,15 +191,7 @@ class EdgeAttribution(Measurement):
         return 4 * tokens * per_token * (32 + (4 * heads + 2) * (1 + len(self.clean)))
 
     def _contrast(self, model: Model, graph: Graph, index: int) -> Contrast:
-        answer = self.answers[index] if self.answers else -1
-        foil = self.foils[index] if self.foils else -1
-        return contrast(
-            model,
-            (self.clean[index], self.corrupted[index]),
-            graph.site_names,
-            direction=self.direction,
-            gauge=lambda final: Gauge((self.metric,), answer, foil, final),
-        )
+        return self.contrast(model, graph.site_names, index, direction=self.direction, metric=self.metric)
 
     def _coordinates(self, graph: Graph, one: Pieces) -> dict[str, Any]:
         coords: dict[str, Any] = {
@@ -222,21 +207,17 @@ class EdgeAttribution(Measurement):
 
     def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
         return {
-            "model": model.source,
+            **self.described(model),
             "method": self.method,
             "steps": self.steps if self.method == "eap_ig" else 1,
             "quadrature": self.quadrature if self.method == "eap_ig" else "one slope",
             "direction": self.direction,
             "metric": self.metric,
-            "pairs": len(self.clean),
-            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
-            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
             "engine": "full forwards" if fallback else "partial forwards",
         }
 
     def _validate(self, model: Model) -> None:
-        check_pairs(self.clean, self.corrupted)
-        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        self.check_settings((self.metric,))
         require_slope(self.metric, self.direction)
         graph_of(model)
         if self.steps < 1:

@@ -30,33 +30,25 @@ from torch import Tensor
 
 from assay.activations.circuit import run_circuits
 from assay.activations.edge_scores import EdgeMethod, score_edges
+from assay.activations.effects import PARTS
 from assay.activations.faithfulness_checks import faithfulness_checks
 from assay.activations.graph import Graph, find_edges, graph_of
-from assay.activations.node_attribution import Contrast, contrast
-from assay.activations.prompt_pairs import (
-    Gauge,
-    Metric,
-    Prompts,
-    best_metric,
-    check_metrics,
-    check_pairs,
-    prompts_of,
-    single_tokens,
-)
+from assay.activations.node_attribution import Contrast
+from assay.activations.paired import Paired, paired
+from assay.activations.prompt_pairs import Metric, Prompts, best_metric
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.estimates.checks import Check
 from assay.estimates.estimate import Floats
-from assay.models.model import Model, Tokens
+from assay.models.model import Model
 from assay.models.slopes import last_logits
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 Level = Literal["edges", "nodes"]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the edges at which MIB measures."""
-PARTS = ("", "_stderr", "_low", "_high")
 STEPS = 48
 
 
@@ -76,14 +68,10 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faithfulness(Measurement):
+class Faithfulness(Paired):
     """How much of a model's behaviour circuits of growing size carry, beside random sets.
 
     Attributes:
-        clean: token ids of the clean prompts, one a pair.
-        corrupted: token ids of the corrupted prompts, as many and as long.
-        answers: token id of the answer, one a pair; empty where the metric needs none.
-        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
         level: circuits of ``edges``, or of ``nodes`` with all edges that leave them.
         method: by which scores they are ranked.
         parts: a circuit given by name instead: edges or nodes. Empty for a ranking.
@@ -96,10 +84,6 @@ class Faithfulness(Measurement):
     """
 
     name: ClassVar[str] = "faithfulness"
-    clean: tuple[Tokens, ...]
-    corrupted: tuple[Tokens, ...]
-    answers: Tokens = ()
-    foils: Tokens = ()
     level: Level = "edges"
     method: EdgeMethod = "eap_ig"
     parts: tuple[str, ...] = ()
@@ -244,15 +228,7 @@ class Faithfulness(Measurement):
 
     def _contrast(self, model: Model, graph: Graph, index: int) -> Contrast:
         """The clean prompt as the run that is patched, from the corrupted one."""
-        answer = self.answers[index] if self.answers else -1
-        foil = self.foils[index] if self.foils else -1
-        return contrast(
-            model,
-            (self.clean[index], self.corrupted[index]),
-            graph.site_names,
-            direction="noise",
-            gauge=lambda final: Gauge((self.metric,), answer, foil, final),
-        )
+        return self.contrast(model, graph.site_names, index, direction="noise", metric=self.metric)
 
     def _noising(self, model: Model, graph: Graph, index: int) -> Contrast:
         """A pair to be ranked by; from the corrupted run where the metric has no slope at the clean one."""
@@ -265,20 +241,17 @@ class Faithfulness(Measurement):
 
     def _attributes(self, model: Model, total: int, pairs: int) -> dict[str, Any]:
         return {
-            "model": model.source,
+            **self.described(model),
             "level": self.level,
             "total": total,
             "ranking": ", ".join(self.parts) or self.method,
             "metric": self.metric,
             "pairs": pairs,
             "random_sets": self.random_sets,
-            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
-            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
         }
 
     def _validate(self, model: Model) -> None:
-        check_pairs(self.clean, self.corrupted)
-        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        self.check_settings((self.metric,))
         graph = graph_of(model)
         if self.parts:
             self._given(graph)
@@ -342,20 +315,15 @@ def faithfulness(  # noqa: PLR0913 (settings of a verb)
         BadInput: prompts of different length, a metric that needs an answer and has none, sizes out of order, or a
             part that is not there.
     """
-    answers, foils = (
-        single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
-    )
+    given = paired(model, clean, corrupted, answer, foil)
     measurement = Faithfulness(
-        clean=prompts_of(model, clean),
-        corrupted=prompts_of(model, corrupted),
-        answers=answers,
-        foils=foils,
+        **given,
         level=level,
         method=method,
         parts=tuple(parts),
         sizes=tuple(sizes),
         ranked_on=ranked_on,
-        metric=metric or best_metric(answers, foils),
+        metric=metric or best_metric(given["answers"], given["foils"]),
         random_sets=random_sets,
         resamples=resamples,
         seed=seed,

@@ -30,32 +30,23 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.effects import PARTS
+from assay.activations.engine import engine_named, reason_kept
+from assay.activations.paired import Paired, paired
 from assay.activations.patching_checks import patching_checks
-from assay.activations.prompt_pairs import (
-    Direction,
-    Metric,
-    PairRuns,
-    Prompts,
-    check_metrics,
-    check_pairs,
-    measurable,
-    pair_runs,
-    prompts_of,
-    single_tokens,
-)
+from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, measurable, pair_runs
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.estimates.ratio import ratio_interval
-from assay.models.model import Model, Tokens
+from assay.models.model import Model
 from assay.models.partial import Recording, record
 from assay.models.sites import HEADED, PER_LAYER, canonical, split
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 SITES = tuple(name for name in PER_LAYER if name != "pattern" and not name.endswith("_scale"))
-PARTS = ("", "_stderr", "_low", "_high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +63,10 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patching(Measurement):
+class Patching(Paired):
     """Which places carry what makes two prompts differ.
 
     Attributes:
-        clean: token ids of the clean prompts, one a pair.
-        corrupted: token ids of the corrupted prompts, as many and as long.
-        answers: token id of the answer, one a pair; empty where no metric needs one.
-        foils: token the logit difference is taken against, one a pair; empty where no metric needs one.
         site: what is patched, at each layer.
         direction: ``denoise`` or ``noise``.
         metrics: what is measured at the last position.
@@ -92,10 +79,7 @@ class Patching(Measurement):
     """
 
     name: ClassVar[str] = "patching"
-    clean: tuple[Tokens, ...]
-    corrupted: tuple[Tokens, ...]
-    answers: Tokens = ()
-    foils: Tokens = ()
+    revision: ClassVar[int] = 2
     site: str = "resid_pre"
     direction: Direction = "denoise"
     metrics: tuple[Metric, ...] = ("kl_from_clean",)
@@ -105,11 +89,6 @@ class Patching(Measurement):
     baseline_pairs: int = 1
     seed: int = 0
     max_rows: int | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of every prompt."""
-        return len(self.clean[0])
 
     @property
     def where(self) -> list[int]:
@@ -150,7 +129,7 @@ class Patching(Measurement):
                 "base": torch.stack([runs.of_run(runs.base) for runs in shared.pairs]),
                 "source": torch.stack([runs.of_run(runs.source) for runs in shared.pairs]),
                 "copied": torch.stack([self._apart(*both) for both in copies]) if copies else torch.zeros(0),
-                "fallback": torch.tensor(any(runs.base.fallback for runs in shared.pairs)),
+                "fallback": reason_kept(shared.pairs[0].base.fallback),
             }
         position, places = unit.detail["position"], self._places(model)
         columns = [self._column(runs, runs.source, places, position) for runs in shared.pairs]
@@ -171,7 +150,6 @@ class Patching(Measurement):
         across = (slice(None), slice(None), *[None] * (patched.ndim - 2))
         effect = patched - base[across]
         cells = ("metric", "layer", "position", *(("head",) if self.by_head else ()))
-        few = {"allow_nan": True} if len(self.clean) == 1 else {}  # one pair has no standard error
         named = {
             "effect": (cells, mean_interval(effect)),
             "total_effect": (("metric",), mean_interval(total)),
@@ -185,7 +163,7 @@ class Patching(Measurement):
         for name, (dims, parts) in named.items():
             for part, values in zip(PARTS, parts, strict=True):
                 undefined = {"allow_nan": True} if name == "normalised_effect" else {}
-                variables[name + part] = (dims, values, undefined or (few if part else {}))
+                variables[name + part] = (dims, values, undefined or (self.few if part else {}))
         if self.baseline_pairs:
             variables["baseline_effect"] = (cells, self._grid(model, [c["null"] for c in columns])[0])
             apart = pieces["runs"]["copied"].double().numpy().mean(0)
@@ -217,14 +195,15 @@ class Patching(Measurement):
         return [(f"{self.site}.{layer}", head) for layer in self._layers(model) for head in heads]
 
     def _runs(self, model: Model, index: int) -> PairRuns:
+        answer, foil = self.told_apart(index)
         return pair_runs(
             model,
-            (self.clean[index], self.corrupted[index]),
+            self.pair(index),
             model.sites(self.site),
             direction=self.direction,
             metrics=self.metrics,
-            answer=self.answers[index] if self.answers else -1,
-            foil=self.foils[index] if self.foils else -1,
+            answer=answer,
+            foil=foil,
         )
 
     def _apart(self, runs: PairRuns, copied: Recording) -> Tensor:
@@ -268,20 +247,16 @@ class Patching(Measurement):
 
     def _attributes(self, model: Model, runs: Pieces) -> dict[str, Any]:
         return {
-            "model": model.source,
+            **self.described(model),
             "site": self.site,
             "direction": self.direction,
-            "pairs": len(self.clean),
-            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
-            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
             "last_position": self.length - 1,
             "n_layers": model.n_layers,
-            "engine": "full forwards" if bool(runs["fallback"]) else "partial forwards",
+            "engine": engine_named([runs["fallback"]]),
         }
 
     def _validate(self, model: Model) -> None:
-        check_pairs(self.clean, self.corrupted)
-        check_metrics(self.metrics, len(self.clean), {"answer": self.answers, "foil": self.foils})
+        self.check_settings(self.metrics)
         self._validate_places(model)
         if self.baseline_pairs < 0:
             raise BadInput(f"baseline_pairs={self.baseline_pairs}: give 0 for no baseline, or more")
@@ -362,16 +337,11 @@ def patch(  # noqa: PLR0913 (settings of a verb)
         BadInput: prompts of different length, a metric that needs an answer and has none, a head or position out of
             range, or a site that cannot be patched.
     """
-    answers, foils = (
-        single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
-    )
-    given = {name for name, ids in (("answer", answers), ("foil", foils)) if ids}
-    chosen = tuple(metrics) if metrics is not None else measurable(given)
+    given = paired(model, clean, corrupted, answer, foil)
+    there = {name for name, ids in (("answer", given["answers"]), ("foil", given["foils"])) if ids}
+    chosen = tuple(metrics) if metrics is not None else measurable(there)
     measurement = Patching(
-        clean=prompts_of(model, clean),
-        corrupted=prompts_of(model, corrupted),
-        answers=answers,
-        foils=foils,
+        **given,
         site=canonical_site(site),
         direction=direction,
         metrics=chosen,

@@ -23,35 +23,25 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.effects import PARTS
 from assay.activations.graph import Graph, graph_of
+from assay.activations.paired import Paired, paired
 from assay.activations.path_checks import path_checks
 from assay.activations.path_ends import Sender, Target, find_senders, find_targets
-from assay.activations.prompt_pairs import (
-    Direction,
-    Metric,
-    PairRuns,
-    Prompts,
-    best_metric,
-    check_metrics,
-    check_pairs,
-    pair_runs,
-    prompts_of,
-    single_tokens,
-)
+from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, best_metric, pair_runs
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.estimates.ratio import ratio_interval
 from assay.models.edits import Edit, at
 from assay.models.intervention import intervene
-from assay.models.model import Model, Tokens
+from assay.models.model import Model
 from assay.models.partial import Recording, partial_forward, record
-from assay.runs.measurement import Measurement, Pieces, Unit
+from assay.runs.measurement import Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
 Middle = Literal["frozen", "mlps", "recomputed"]
-PARTS = ("", "_stderr", "_low", "_high")
 AT_ONCE = 8
 """Senders of one unit, which share the third pass."""
 
@@ -72,14 +62,10 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathPatching(Measurement):
+class PathPatching(Paired):
     """What senders tell receivers of what makes two prompts differ.
 
     Attributes:
-        clean: token ids of the clean prompts, one a pair.
-        corrupted: token ids of the corrupted prompts, as many and as long.
-        answers: token id of the answer, one a pair; empty where the metric needs none.
-        foils: token the logit difference is taken against, one a pair; empty where the metric needs none.
         senders: names of what writes.
         receivers: names of what reads.
         middle: what recomputes between them.
@@ -92,10 +78,7 @@ class PathPatching(Measurement):
     """
 
     name: ClassVar[str] = "path_patching"
-    clean: tuple[Tokens, ...]
-    corrupted: tuple[Tokens, ...]
-    answers: Tokens = ()
-    foils: Tokens = ()
+    revision: ClassVar[int] = 2
     senders: tuple[str, ...]
     receivers: tuple[str, ...] = ("logits",)
     middle: Middle = "frozen"
@@ -153,7 +136,7 @@ class PathPatching(Measurement):
         base, source = (pieces["runs"][name].double().numpy() for name in ("base", "source"))
         patched = torch.cat([piece["patched"] for piece in units], 1).numpy()
         total, effect = source - base, patched - base[:, None, None]
-        few, none = {"allow_nan": True} if len(self.clean) == 1 else {}, {"allow_nan": True}
+        none = {"allow_nan": True}
         path = ("sender", "receiver")
         variables: dict[str, Any] = {"metric_base": ((), base.mean()), "metric_source": ((), source.mean())}
         named: dict[str, Any] = {
@@ -163,7 +146,7 @@ class PathPatching(Measurement):
         }
         for name, (dims, parts, undefined) in named.items():
             for part, values in zip(PARTS, parts, strict=True):
-                variables[name + part] = (dims, values, undefined or (few if part else {}))
+                variables[name + part] = (dims, values, undefined or (self.few if part else {}))
         if self.baseline:
             variables["baseline_effect"] = (path, torch.cat([p["null"] for p in units]).numpy(), none)
             variables["baseline_total_effect"] = ((), float(units[0]["apart"]))
@@ -245,14 +228,15 @@ class PathPatching(Measurement):
         return intervene(graph.model, base.ids.expand(len(senders), -1), dict(steps), capture=wanted)
 
     def _runs(self, model: Model, index: int) -> PairRuns:
+        answer, foil = self.told_apart(index)
         return pair_runs(
             model,
-            (self.clean[index], self.corrupted[index]),
+            self.pair(index),
             self._kept(model),
             direction=self.direction,
             metrics=(self.metric,),
-            answer=self.answers[index] if self.answers else -1,
-            foil=self.foils[index] if self.foils else -1,
+            answer=answer,
+            foil=foil,
             both=True,
         )
 
@@ -266,19 +250,15 @@ class PathPatching(Measurement):
 
     def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
         return {
-            "model": model.source,
+            **self.described(model),
             "middle": self.middle,
             "direction": self.direction,
             "metric": self.metric,
-            "pairs": len(self.clean),
-            "answer": model.token_texts(self.answers[:1])[0] if self.answers else "",
-            "foil": model.token_texts(self.foils[:1])[0] if self.foils else "",
             "engine": "full forwards" if fallback else "partial forwards",
         }
 
     def _validate(self, model: Model) -> None:
-        check_pairs(self.clean, self.corrupted)
-        check_metrics((self.metric,), len(self.clean), {"answer": self.answers, "foil": self.foils})
+        self.check_settings((self.metric,))
         graph, length = graph_of(model), len(self.clean[0])
         senders, targets = find_senders(graph, self.senders), find_targets(graph, self.receivers)
         if any(not -length <= p < length for p in self.positions or ()) or self.positions == ():
@@ -338,20 +318,15 @@ def path_patch(  # noqa: PLR0913 (settings of a verb)
         BadInput: prompts of different length, a metric that needs an answer and has none, or a sender, receiver or
             position that is not there.
     """
-    answers, foils = (
-        single_tokens(model, clean, value, name) for value, name in ((answer, "answer"), (foil, "foil"))
-    )
+    given = paired(model, clean, corrupted, answer, foil)
     measurement = PathPatching(
-        clean=prompts_of(model, clean),
-        corrupted=prompts_of(model, corrupted),
-        answers=answers,
-        foils=foils,
+        **given,
         senders=tuple(senders),
         receivers=tuple(receivers),
         middle=middle,
         positions=None if positions is None else tuple(positions),
         direction=direction,
-        metric=metric or best_metric(answers, foils),
+        metric=metric or best_metric(given["answers"], given["foils"]),
         baseline=baseline,
         seed=seed,
         max_rows=max_rows,
