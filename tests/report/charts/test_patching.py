@@ -102,7 +102,7 @@ def test_a_metric_that_was_not_measured_is_refused() -> None:
         patching.chart(synthetic(), metric="probability")
 
 
-def test_findings_name_the_strongest_cell_beside_random_tokens() -> None:
+def test_findings_name_the_strongest_cell_beside_where_nothing_is() -> None:
     dataset = synthetic(heads=2)
     found = patching.findings(dataset)[1]
     own = dataset["effect"].sel(metric="kl_from_clean").values
@@ -110,4 +110,4 @@ def test_findings_name_the_strongest_cell_beside_random_tokens() -> None:
     assert (found.block, found.position) == (layer, position)
     assert f"head {head})" in found.text
     assert f"{own[layer, position, head]:+.3f}" in found.text
-    assert f"random tokens move it by {np.abs(own).max() / 10:.3f}" in found.text
+    assert f"where nothing is to be found, by {np.abs(own).max() / 10:.3f} at most" in found.text
