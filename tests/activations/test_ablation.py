@@ -113,6 +113,7 @@ def test_blocks_that_keep_no_cache_are_ablated_by_full_forwards(model: Model, ki
         result.dataset["effect"], ablate(model).dataset["effect"], rtol=0, atol=5 * NATS
     )
     assert [check.verdict for check in result.checks if check.code == "B104"] == ["warn"]
+    assert "0 of 3 blocks keep keys and values" in result.dataset.attrs["engine"]
 
 
 def test_all_of_a_kind_are_named_by_layer(model: Model) -> None:
