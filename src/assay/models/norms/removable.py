@@ -94,6 +94,7 @@ class RemovableNorm(nn.Module):
     Args:
         norm: what it replaces; its parameters go on being trained.
         step: what all norms of the model are told.
+        dtype: of the model.
         rest: group of what reads it and is not served apart.
         apart: readers that are.
     """
@@ -102,7 +103,9 @@ class RemovableNorm(nn.Module):
     special: Tensor
     offset: Tensor
 
-    def __init__(self, norm: Norm, step: Step, rest: Group, apart: Sequence[Reader] = ()) -> None:
+    def __init__(
+        self, norm: Norm, step: Step, dtype: torch.dtype, rest: Group, apart: Sequence[Reader] = ()
+    ) -> None:
         super().__init__()
         self.norm, self.step, self.axis, self.axes = norm.module, step, norm.axis, len(norm.shape)
         self.centring, self.epsilon, self.width = norm.centring, norm.epsilon, norm.shape[-1]
@@ -111,10 +114,10 @@ class RemovableNorm(nn.Module):
         self.gone: set[Group] = set()
         self.served: dict[Group, Tensor] = {}
         self.seen: Tensor | None = None
-        device, dtype = norm.gain.device, torch.float64
-        self.register_buffer("constants", torch.zeros(len(self.groups), dtype=dtype, device=device))
-        self.register_buffer("special", torch.zeros((), dtype=dtype, device=device))
-        self.register_buffer("offset", _offset(norm))
+        none = torch.zeros(len(self.groups), dtype=torch.float64, device=norm.gain.device)
+        self.register_buffer("constants", none)
+        self.register_buffer("special", none[0].clone())
+        self.register_buffer("offset", _offset(norm).to(dtype))
 
     @property
     def gain(self) -> Tensor:
@@ -212,7 +215,9 @@ def make_removable(
     """
     made: dict[str, RemovableNorm] = {}
     for norm in norms:
-        own = made[norm.name] = RemovableNorm(norm, step, _rest(norm), _readers_apart(model, norm))
+        own = made[norm.name] = RemovableNorm(
+            norm, step, model.dtype, _rest(norm), _readers_apart(model, norm)
+        )
         replace_norm(model, norm, own)
         for reader in own.apart:
             stack.callback(reader.module.register_forward_hook(partial(_serve, own, reader)).remove)
@@ -312,7 +317,7 @@ def _offset(norm: Norm) -> Tensor:
     if not why and gain.numel() == sum(weight.numel() for weight in held):
         beyond = gain - _shaped(held, gain.shape)
         if (beyond - beyond.round()).abs().max() <= KNOWN * gain.abs().max():
-            return beyond.round().to(norm.module.get_parameter(names[0]).dtype)
+            return beyond.round()
     raise BadInput(
         f"the norm {norm.name} ({type(norm.module).__name__}) is not one that can be trained away: it has "
         f"{why or 'a gain that its weights do not tell'}"
