@@ -107,7 +107,8 @@ def test_ablation_finds_the_circuit_and_nothing_else(model: Model) -> None:
     inputs = [[*clean, answer] for clean, answer in zip(given.clean, given.answers, strict=True)]
     dataset = assay.ablate(model, inputs, value="zero", components=("heads", "mlp")).dataset
     effect = dataset["effect"].sel(metric="loss_difference").to_series()
-    assert {name for name, value in effect.items() if value != 0} == set(zoo.CIRCUIT)
+    rounding = 1e-6  # logits of 10 in float32, summed in another order
+    assert {name for name, value in effect.items() if abs(value) > rounding} == set(zoo.CIRCUIT)
     assert (effect[list(zoo.CIRCUIT)] > 0.1).all()
 
 

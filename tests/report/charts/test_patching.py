@@ -57,7 +57,7 @@ def test_the_table_has_one_row_for_each_cell() -> None:
     assert len(table) == dataset["effect"].size
     assert row["effect"] == float(cell["effect"])
     assert row["normalised_effect_low"] == float(cell["normalised_effect_low"])
-    assert row["random_effect"] == float(cell["baseline_effect"])
+    assert row["null_effect"] == float(cell["baseline_effect"])
     assert row["differs"]
     assert row["token"] == "·John"
 
