@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import assay
-from assay.activations.graph import graph_of
+from assay.activations.circuits.graph import graph_of
 from assay.models.model import Model
 from assay.zoo import copier, induction
 from assay.zoo.decoder import Pairs

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import linear
 
 import assay
-from assay.activations.node_attribution import attribute, contrast
+from assay.activations.circuits.node_scores import attribute, contrast
 from assay.activations.prompt_pairs import Gauge
 from benchmarks.peers.worker import Answer, Task, Turn, Work, serve
 

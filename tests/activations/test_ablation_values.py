@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import assay
-from assay.activations.links import direction
+from assay.activations.components.links import direction
 from assay.errors import BadInput
 from assay.models.edits import at
 from assay.models.intervention import capture, intervene

@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 
 import assay
-from assay.activations.attribution_checks import attribution_checks
 from assay.activations.attribution_patching import AttributionPatching
+from assay.activations.checks.attribution import attribution_checks
+from assay.activations.circuits.node_scores import attribute, contrast
 from assay.activations.indifferent import indifferent_copy
-from assay.activations.node_attribution import attribute, contrast
 from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput
 from assay.models.model import Model, wrap

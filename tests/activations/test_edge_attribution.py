@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import assay
+from assay.activations.circuits.edge_scores import rule
+from assay.activations.circuits.graph import find_edges, graph_of
 from assay.activations.edge_attribution import EdgeAttribution
-from assay.activations.edge_scores import rule
-from assay.activations.graph import find_edges, graph_of
 from assay.activations.indifferent import indifferent_copy
 from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput

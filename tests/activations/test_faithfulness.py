@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import assay
-from assay.activations.circuit import run_circuits
+from assay.activations.circuits.circuit import run_circuits
+from assay.activations.circuits.graph import find_edges, graph_of
 from assay.activations.faithfulness import SIZES, Faithfulness
-from assay.activations.graph import find_edges, graph_of
 from assay.errors import BadInput
 from assay.models.model import Model, wrap
 from assay.runs.measurement import from_settings, settings
@@ -79,7 +79,7 @@ def test_all_edges_but_one_is_what_a_hook_makes_of_it(model: Model, edge: str) -
 def test_circuits_side_by_side_are_circuits_alone(
     model: Model, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("assay.activations.circuit.ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr("assay.activations.circuits.circuit.ENTRIES_AT_ONCE", at_once)
     graph = graph_of(model)
     kept = torch.rand(5, *graph.allowed.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     together = circuits(model, kept)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import assay
-from assay.activations.graph import find_edges, graph_of
+from assay.activations.circuits.graph import find_edges, graph_of
 from assay.errors import BadInput
 from assay.models.model import Model
 from assay.zoo import copier, induction

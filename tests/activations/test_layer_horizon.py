@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import assay
-from assay.activations.horizon_prediction import SHARES, growth_of, predicted_horizon, smallest_horizon
-from assay.activations.horizon_wiring import Window
+from assay.activations.depth.horizon_prediction import SHARES, growth_of, predicted_horizon, smallest_horizon
+from assay.activations.depth.horizon_wiring import Window
 from assay.activations.layer_horizon import LayerHorizon
 from assay.errors import BadInput
 from assay.models.intervention import capture

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import assay
-from assay.activations.output_moments import output_moments
+from assay.activations.depth.output_moments import output_moments
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.models.intervention import capture

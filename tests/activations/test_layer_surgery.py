@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import assay
+from assay.activations.depth.operations import surgeries
 from assay.activations.layer_surgery import LayerSurgery
-from assay.activations.operations import surgeries
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.models.courses import usual

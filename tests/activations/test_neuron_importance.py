@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 import assay
-from assay.activations.neuron_checks import neuron_checks
+from assay.activations.checks.neurons import neuron_checks
 from assay.activations.neuron_importance import NeuronImportance
 from assay.errors import BadInput
 from assay.estimates.correlation import spearman

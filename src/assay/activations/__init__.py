@@ -1,1 +1,1 @@
-"""Measurements in activation space: lens, trace, neuron importance, and the three together."""
+"""Activation space: a file for each measurement, and rooms for what several of them share."""

@@ -12,11 +12,11 @@ sign do not cancel.
 
 What stands in: ``zero``; the component's ``mean`` over inputs and positions, or at each position (``position_mean``);
 its value in another input at the same position (``resample``); itself with Gaussian ``noise`` of its own spread; the
-constant that loses least, learned (``optimal``, :mod:`assay.activations.optimal_constants`). ``freeze`` turns this
-round: the embeddings carry noise, the component keeps its clean value, and effects are differences from the disturbed
-run: what it takes back. Besides modules, an edge (what one reader sees of one component) and a direction at a site can
-be replaced (:mod:`assay.activations.links`). The baseline moves the component as far, token by token, in a random
-direction: a component whose replacement does no more than that is not shown to carry anything.
+constant that loses least, learned (``optimal``, :mod:`assay.activations.components.optimal_constants`). ``freeze``
+turns this round: the embeddings carry noise, the component keeps its clean value, and effects are differences from the
+disturbed run: what it takes back. Besides modules, an edge (what one reader sees of one component) and a direction at
+a site can be replaced (:mod:`assay.activations.components.links`). The baseline moves the component as far, token by
+token, in a random direction: a component whose replacement does no more than that is not shown to carry anything.
 
 Intervals are bootstrapped over inputs (BCa); p-values are Student's, over inputs, for a mean of zero, and adjusted over
 the scan (Benjamini and Hochberg 1995).
@@ -37,16 +37,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.ablation_checks import ablation_checks
+from assay.activations.checks.ablation import ablation_checks
 from assay.activations.clean_run import METRICS, CleanRun, clean_memory
-from assay.activations.component_names import find_components
-from assay.activations.components import Component
+from assay.activations.components.component import Component
+from assay.activations.components.names import find_components
+from assay.activations.components.optimal_constants import Constants, Descent, optimal_constants
+from assay.activations.components.replacements import Replacements, Statistics, Value, statistics
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.effects import PARTS, effect_variables, mean_variables
 from assay.activations.engine import engine_named, reason_kept
-from assay.activations.optimal_constants import Constants, Descent, optimal_constants
 from assay.activations.prompt_pairs import Prompts
-from assay.activations.replacements import Replacements, Statistics, Value, statistics
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
@@ -343,7 +343,8 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
         texts: the data set: texts or token ids of one length, or of any with ``length``.
         components: all of a kind (``heads``, ``mlp``, ``attention``, ``layers``) or single ones (``head.3.5``,
             ``neuron.3.112``, ``mlp.3``, ``attention.3``, ``layer.3``), edges (``head.3.5>mlp.7``,
-            ``embed>attention.2``, ``mlp.3>output``), directions (from :func:`assay.activations.links.direction`).
+            ``embed>attention.2``, ``mlp.3>output``), directions (from
+            :func:`assay.activations.components.links.direction`).
         value: what stands in: ``zero``, ``mean``, ``position_mean``, ``resample``, ``noise``, ``optimal``; or
             ``freeze``: the component's own clean value, while noise on the embeddings changes everything else.
         length: cut the texts into inputs of this many tokens; what is left over is not used.

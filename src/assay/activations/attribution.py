@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Unpack, get_args
 
 from assay.activations.attribution_patching import AttributionPatching
+from assay.activations.circuits.edge_scores import EdgeMethod, Quadrature
+from assay.activations.circuits.node_scores import NodeMethod
 from assay.activations.edge_attribution import EdgeAttribution
-from assay.activations.edge_scores import EdgeMethod, Quadrature
-from assay.activations.node_attribution import NodeMethod
 from assay.activations.paired import paired
 from assay.activations.patching import canonical_site
 from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric

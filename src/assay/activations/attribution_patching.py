@@ -5,7 +5,7 @@ Patching a node from a source run into a base run changes the metric :math:`M`; 
 .. math:: \widehat{e}(n) = (a'_n - a_n) \cdot \frac{\partial M}{\partial a_n}
 
 for every head, neuron and residual vector at every position of two prompts, from two forward passes and one backward
-pass. AtP* mends two ways in which slopes mislead (:mod:`assay.activations.node_attribution`). Sources: Nanda 2023;
+pass. AtP* mends two ways in which slopes mislead (:mod:`assay.activations.circuits.node_scores`). Sources: Nanda 2023;
 Kramár et al., AtP*, 2403.00745.
 
 Beside the attributions, the nodes that rank first and as many drawn at random from the rest are patched exactly. Their
@@ -32,10 +32,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.agreement import agreement, first_and_random
-from assay.activations.attribution_checks import attribution_checks
+from assay.activations.checks.attribution import attribution_checks
+from assay.activations.circuits.agreement import agreement, first_and_random
+from assay.activations.circuits.node_scores import SUMMED, Contrast, NodeMethod, attribute
 from assay.activations.effects import PARTS
-from assay.activations.node_attribution import SUMMED, Contrast, NodeMethod, attribute
 from assay.activations.paired import Paired
 from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput

@@ -29,6 +29,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.trace import trace_checks
 from assay.activations.engine import engine_named, reason_kept
 from assay.activations.restoration import (
     KINDS,
@@ -40,7 +41,6 @@ from assay.activations.restoration import (
     window_of,
 )
 from assay.activations.subject import answer_tokens, subject_positions, with_replacement
-from assay.activations.trace_checks import trace_checks
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval

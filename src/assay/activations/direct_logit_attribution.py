@@ -29,8 +29,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.direct_path import direct_path_checks
 from assay.activations.direct_path import DirectPath, direct_path
-from assay.activations.direct_path_checks import direct_path_checks
 from assay.activations.prompt_pairs import Prompts, prompts_of, single_tokens
 from assay.errors import BadInput
 from assay.estimates.checks import Check

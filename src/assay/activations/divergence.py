@@ -29,4 +29,5 @@ def kl_divergence(clean: Tensor, edited: Tensor) -> Tensor:
     Returns:
         (...).
     """
-    return torch.linalg.vecdot(clean.exp(), clean - edited).clamp_min(0)
+    difference = clean - edited  # of the finer of their dtypes
+    return torch.linalg.vecdot(clean.to(difference.dtype).exp(), difference).clamp_min(0)

@@ -1,7 +1,8 @@
 r"""Edge attribution: the effect of patching every edge between parts at once, to first order, beside exact effects.
 
 An edge carries what one part writes into what another reads. EAP tells by one slope what patching it would do; EAP-IG
-averages the slope on the way from one prompt's embeddings to the other's (:mod:`assay.activations.edge_scores`).
+averages the slope on the way from one prompt's embeddings to the other's
+(:mod:`assay.activations.circuits.edge_scores`).
 
 Slopes along the way must add up to the whole difference of the runs. How far they do not is the error of the
 quadrature, and is reported as ``quadrature_error``.
@@ -22,13 +23,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.agreement import agreement, first_and_random
 from assay.activations.attribution_patching import require_slope
-from assay.activations.edge_checks import edge_checks
-from assay.activations.edge_scores import EdgeMethod, EdgeScores, Quadrature, patch_edges, score_edges
+from assay.activations.checks.edges import edge_checks
+from assay.activations.circuits.agreement import agreement, first_and_random
+from assay.activations.circuits.edge_scores import (
+    EdgeMethod,
+    EdgeScores,
+    Quadrature,
+    patch_edges,
+    score_edges,
+)
+from assay.activations.circuits.graph import Graph, graph_of
+from assay.activations.circuits.node_scores import Contrast
 from assay.activations.effects import PARTS
-from assay.activations.graph import Graph, graph_of
-from assay.activations.node_attribution import Contrast
 from assay.activations.paired import Paired
 from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput

@@ -5,8 +5,8 @@ All edges outside a circuit C carry what was written in the corrupted run. With 
 .. math:: f(C) = \frac{\overline{m(C)} - \overline{m(\emptyset)}}{\overline{m(N)} - \overline{m(\emptyset)}}
 
 is 1 where the circuit does what the model does and 0 where it does what the corrupted prompt does, means over pairs.
-Edges, or nodes with all edges that leave them, are ranked by their scores (:mod:`assay.activations.edge_scores`); the
-best k of them, for ten sizes k, give a curve, of which
+Edges, or nodes with all edges that leave them, are ranked by their scores
+(:mod:`assay.activations.circuits.edge_scores`); the best k of them, for ten sizes k, give a curve, of which
 
 .. math:: \mathrm{CPR} = \int f \, dk, \qquad \mathrm{CMD} = \int |1 - f| \, dk
 
@@ -28,12 +28,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assay.activations.circuit import run_circuits
-from assay.activations.edge_scores import EdgeMethod, score_edges
+from assay.activations.checks.faithfulness import faithfulness_checks
+from assay.activations.circuits.circuit import run_circuits
+from assay.activations.circuits.edge_scores import EdgeMethod, score_edges
+from assay.activations.circuits.graph import Graph, find_edges, graph_of
+from assay.activations.circuits.node_scores import Contrast
 from assay.activations.effects import PARTS
-from assay.activations.faithfulness_checks import faithfulness_checks
-from assay.activations.graph import Graph, find_edges, graph_of
-from assay.activations.node_attribution import Contrast
 from assay.activations.paired import Paired, paired
 from assay.activations.prompt_pairs import Metric, Prompts, best_metric
 from assay.errors import BadInput

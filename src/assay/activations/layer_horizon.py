@@ -30,12 +30,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.horizon import horizon_checks
 from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.depth.horizon_prediction import SHARES, horizon_variables, norms_of
+from assay.activations.depth.horizon_wiring import Forget, Reach, Where, Window
 from assay.activations.effects import effect_variables, mean_variables
-from assay.activations.horizon_checks import horizon_checks
-from assay.activations.horizon_prediction import SHARES, horizon_variables, norms_of
-from assay.activations.horizon_wiring import Forget, Reach, Where, Window
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
 from assay.estimates.checks import Check

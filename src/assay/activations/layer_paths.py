@@ -28,12 +28,12 @@ import xarray as xr
 from scipy import stats
 from torch import Tensor
 
+from assay.activations.checks.layer_paths import paths_checks
 from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.depth.horizon_prediction import LEVEL, smallest_horizon
 from assay.activations.effects import PARTS, effect_variables, mean_variables
-from assay.activations.horizon_prediction import LEVEL, smallest_horizon
 from assay.activations.layer_horizon import LayerHorizon
-from assay.activations.paths_checks import paths_checks
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap

@@ -28,13 +28,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.stages import stages_checks
 from assay.activations.clean_run import CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.depth.output_moments import output_moments, random_moments
 from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.effects import PARTS
-from assay.activations.output_moments import output_moments, random_moments
 from assay.activations.prompt_pairs import Prompts
-from assay.activations.stages_checks import stages_checks
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.estimates.checks import Check

@@ -28,12 +28,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.surgery import surgery_checks
 from assay.activations.clean_run import METRICS, CleanRun, clean_memory
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.depth.operations import RANDOM, Operation, Surgery, surgeries
 from assay.activations.effects import effect_variables, mean_variables
-from assay.activations.operations import RANDOM, Operation, Surgery, surgeries
 from assay.activations.prompt_pairs import Prompts
-from assay.activations.surgery_checks import surgery_checks
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.models.courses import course_streams, run_courses, shared_end, usual
@@ -52,7 +52,7 @@ class LayerSurgery(Measurement):
 
     Attributes:
         inputs: token ids of the data set, all of one length.
-        operations: what is done (:mod:`assay.activations.operations`).
+        operations: what is done (:mod:`assay.activations.depth.operations`).
         layers: the layers operated on; empty for all, or for the middle half where all are operated on at once.
         draws: of each size, for operations that are drawn at random.
         average: layers side by side are averaged; otherwise what they write is added.

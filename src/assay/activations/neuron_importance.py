@@ -26,8 +26,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.neurons import neuron_checks
 from assay.activations.engine import engine_named, reason_kept
-from assay.activations.neuron_checks import neuron_checks
 from assay.activations.subject import answer_tokens
 from assay.errors import BadInput
 from assay.estimates.checks import Check

@@ -30,9 +30,9 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from assay.activations.checks.norms import norm_checks
 from assay.activations.data_set import check_inputs, inputs_of
 from assay.activations.divergence import kl_divergence, log_probabilities
-from assay.activations.norm_checks import norm_checks
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap

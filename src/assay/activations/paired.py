@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from assay.activations.node_attribution import Contrast, contrast
+from assay.activations.circuits.node_scores import Contrast, contrast
 from assay.activations.prompt_pairs import (
     Direction,
     Gauge,

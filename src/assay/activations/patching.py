@@ -30,10 +30,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.patching import patching_checks
 from assay.activations.effects import PARTS
 from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired, paired
-from assay.activations.patching_checks import patching_checks
 from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, measurable, pair_runs
 from assay.errors import BadInput
 from assay.estimates.checks import Check

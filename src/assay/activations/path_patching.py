@@ -23,11 +23,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assay.activations.checks.path_patching import path_checks
+from assay.activations.circuits.graph import Graph, graph_of
+from assay.activations.circuits.path_ends import Sender, Target, find_senders, find_targets
 from assay.activations.effects import PARTS
-from assay.activations.graph import Graph, graph_of
 from assay.activations.paired import Paired, paired
-from assay.activations.path_checks import path_checks
-from assay.activations.path_ends import Sender, Target, find_senders, find_targets
 from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, best_metric, pair_runs
 from assay.errors import BadInput
 from assay.estimates.checks import Check

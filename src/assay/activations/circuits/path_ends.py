@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from assay.activations.graph import Graph, Receiver
+from assay.activations.circuits.graph import Graph, Receiver
 from assay.errors import BadInput
 
 

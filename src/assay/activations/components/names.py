@@ -4,8 +4,8 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 
-from assay.activations.components import GROUPS, SITES, Component, Kind
-from assay.activations.links import DIRECTION, READERS, Edge, read_direction
+from assay.activations.components.component import GROUPS, SITES, Component, Kind
+from assay.activations.components.links import DIRECTION, READERS, Edge, read_direction
 from assay.errors import BadInput
 from assay.models.intervention import capture
 from assay.models.model import Model
@@ -20,7 +20,8 @@ def find_components(model: Model, words: Sequence[str]) -> list[Component]:
         model: a decoder.
         words: ``layers``, ``attention``, ``mlp``, ``heads`` for all of a kind; ``head.3.5``, ``neuron.3.112``,
             ``mlp.3``, ``attention.3``, ``layer.3`` for one; ``head.3.5>mlp.7``, ``embed>attention.2``, ``mlp.3>output``
-            for an edge; ``direction:SITE:NUMBERS`` for a direction (:func:`assay.activations.links.direction`).
+            for an edge; ``direction:SITE:NUMBERS`` for a direction
+            (:func:`assay.activations.components.links.direction`).
 
     Returns:
         The components by layer, each once.

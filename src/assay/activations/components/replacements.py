@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.activations.components import Component
+from assay.activations.components.component import Component
 from assay.models.intervention import capture
 from assay.models.model import Model, Tokens
 from assay.models.partial import Recording, Variant

@@ -12,7 +12,7 @@ points is known, the difference of :math:`M` there. So ``adaptive`` halves which
 (Gauss's rule of three points on each) until the whole is right to 1%. ``gauss`` is Gauss's rule on the whole way, and
 ``endpoint`` the usual rule, the mean of the slopes at k/n for k from 1 to n, whose error falls as 1/n.
 
-``eap_qk_fix`` and ``eap_star`` are in :mod:`assay.activations.edge_star`.
+``eap_qk_fix`` and ``eap_star`` are in :mod:`assay.activations.circuits.edge_star`.
 
 Sources: Syed et al., 2310.10348 (EAP); Hanna et al., 2403.17806 (EAP-IG, on inputs).
 """
@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.activations.edge_star import mended_scores
-from assay.activations.graph import Graph, check_sums
-from assay.activations.node_attribution import Contrast
+from assay.activations.circuits.edge_star import mended_scores
+from assay.activations.circuits.graph import Graph, check_sums
+from assay.activations.circuits.node_scores import Contrast
 from assay.models.partial import Recording, partial_forward
 from assay.models.slopes import last_logits, slopes
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from assay.activations.graph import Graph, Receiver
+from assay.activations.circuits.graph import Graph, Receiver
 from assay.models.edits import Edit
 from assay.models.slopes import last_logits
 

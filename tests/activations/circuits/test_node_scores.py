@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import assay
-from assay.activations.node_attribution import Contrast, attribute, contrast
+from assay.activations.circuits.node_scores import Contrast, attribute, contrast
 from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput
 from assay.models.model import Model, wrap
@@ -109,7 +109,7 @@ def test_the_qk_fix_leaves_other_nodes_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["z", "mlp_act", "resid_pre", "attn_out", "mlp_out"])
 def test_layers_are_dropped_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("assay.activations.node_attribution.TOKENS_AT_ONCE", 14)  # two layers, then one
+    monkeypatch.setattr("assay.activations.circuits.node_scores.TOKENS_AT_ONCE", 14)  # two layers, then one
     one = found("llama", (name,))
     nodes, slow = attribute(one, "grad_drop").nodes[name], twin("llama", one)
     entries, index = {"z": (slice(8, 16), (1,)), "mlp_act": (slice(5, 6), (5,))}.get(name, (slice(None), ()))

@@ -2,7 +2,7 @@
 
 import xarray as xr
 
-from assay.activations.attribution_checks import differ_check, engine_check
+from assay.activations.checks.attribution import differ_check, engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check
 

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.data_set_checks import few_inputs, unchanged
+from assay.activations.checks.data_set import few_inputs, unchanged
 from assay.estimates.checks import Check, graded
 
 ALIKE = 0.1

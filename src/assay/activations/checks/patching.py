@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.attribution_checks import engine_check
+from assay.activations.checks.attribution import engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check, graded
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from assay.activations.components import Component
+from assay.activations.components.component import Component
 from assay.errors import BadInput
 from assay.models.model import Model
 from assay.models.partial import Recording, SiteEdit, Variant

@@ -9,8 +9,9 @@ when its queries (or keys), at every position, are read from the stream with the
 The norm and the projection before are exact too; what follows the pattern is linear. Keys that several query heads
 share sum over these. Of a single attention whose output is read linearly this is the exact effect.
 
-**GradDrop.** As of nodes (:mod:`assay.activations.node_attribution`): with :math:`\widehat{e}_\ell` the score when no
-slope passes through what layer :math:`\ell` writes, :math:`\frac{1}{L}(|\widehat{e}| + \sum_\ell |\widehat{e}_\ell|)`.
+**GradDrop.** As of nodes (:mod:`assay.activations.circuits.node_scores`): with :math:`\widehat{e}_\ell` the score when
+no slope passes through what layer :math:`\ell` writes,
+:math:`\frac{1}{L}(|\widehat{e}| + \sum_\ell |\widehat{e}_\ell|)`.
 What the receiver reads is not dropped, only what its layer, and others, then write.
 
 Source: Kramár et al., 2403.00745, who define both for nodes; that for edges is ours.
@@ -21,8 +22,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from assay.activations.graph import Graph
-from assay.activations.node_attribution import TOKENS_AT_ONCE, Contrast, dropping
+from assay.activations.circuits.graph import Graph
+from assay.activations.circuits.node_scores import TOKENS_AT_ONCE, Contrast, dropping
 from assay.models.edits import Edit
 from assay.models.scores import scores
 from assay.models.slopes import Slopes, slopes

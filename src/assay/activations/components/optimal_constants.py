@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.activations.components import Component
+from assay.activations.components.component import Component
+from assay.activations.components.replacements import Statistics
 from assay.activations.divergence import kl_divergence, log_probabilities
-from assay.activations.replacements import Statistics
 from assay.errors import BadInput
 from assay.models.edits import Edit
 from assay.models.intervention import capture, intervene

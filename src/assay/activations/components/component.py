@@ -26,7 +26,8 @@ class Component:
     """One part of a model that can be replaced.
 
     Attributes:
-        kind: layer, attention, mlp, head or neuron; or one of the kinds made of these (:mod:`assay.activations.links`).
+        kind: layer, attention, mlp, head or neuron; or one of the kinds made of these
+            (:mod:`assay.activations.components.links`).
         layer: its block.
         index: which head or neuron; -1 for the others.
     """

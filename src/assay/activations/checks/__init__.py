@@ -1,0 +1,1 @@
+"""What each measurement is judged by: its dataset in, coded verdicts out."""

@@ -1,0 +1,1 @@
+"""What an ablation takes away: components by name, what stands in for them."""

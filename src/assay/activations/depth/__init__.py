@@ -1,0 +1,1 @@
+"""What the measurements of depth share: wirings, operations on layers, predictions."""
