@@ -14,7 +14,8 @@ from transformers import (
 
 import assay
 from assay.errors import BadInput
-from assay.landscape.masks import head_mask, mlp_mask, named_mask
+from assay.landscape.losses import squared_error
+from assay.landscape.masks import flat_mask, head_mask, mlp_mask, named_mask
 from assay.landscape.target import target
 from assay.models.model import Model
 
@@ -138,3 +139,20 @@ def test_an_mlp_that_hangs_on_its_block_is_refused() -> None:
     )
     with pytest.raises(BadInput, match="not a module of its own"):
         mlp_mask(assay.wrap(OPTForCausalLM(config)), 0)
+
+
+def test_one_vector_is_a_mask_of_all_that_requires_grad() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    net[0].bias.requires_grad_(False)
+    vector = torch.zeros(10, dtype=torch.bool)
+    vector[[1, 9]] = True  # of 6 weights, 3 weights and a bias
+    mask = flat_mask(net, vector)
+    assert {name: part.flatten().nonzero().flatten().tolist() for name, part in mask.items()} == {
+        "0.weight": [1],
+        "1.bias": [0],
+    }
+    made = target(net, squared_error, (torch.ones(5, 2), torch.ones(5, 1)), mask=vector)
+    assert int(made.mask.sum()) == 2
+    for wrong in (vector[:9], vector.float()):
+        with pytest.raises(BadInput, match=r"expected bool of \(10,\), an entry for each parameter"):
+            target(net, squared_error, (torch.ones(5, 2), torch.ones(5, 1)), mask=wrong)

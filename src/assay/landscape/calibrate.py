@@ -250,7 +250,7 @@ def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
     burn_in: int = 1000,
     batch_size: int | Literal["auto"] | None = "auto",
     momentum: float | None = None,
-    mask: Mapping[str, Tensor] | str | None = None,
+    mask: Mapping[str, Tensor] | Tensor | str | None = None,
     seed: int = 0,
     source: str | None = None,
     **run: Unpack[RunOptions],

@@ -119,7 +119,7 @@ def course(
     checkpoints: Source | Sequence[Source],
     *,
     sampled: Loss | str | None = None,
-    mask: Mapping[str, Tensor] | str | None = None,
+    mask: Mapping[str, Tensor] | Tensor | str | None = None,
     source: str | None = None,
 ) -> Course:
     """Bring together a module and its checkpoints; every one of them is read once, and judged.

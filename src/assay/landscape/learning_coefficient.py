@@ -310,7 +310,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     sampler: str = "sgld",
     momentum: float | None = None,
     sampler_settings: Mapping[str, float] | Sequence[str] | None = None,
-    mask: Mapping[str, Tensor] | str | None = None,
+    mask: Mapping[str, Tensor] | Tensor | str | None = None,
     seed: int = 0,
     relative_error: float = 0.02,
     bias_tolerance: float = 0.05,
@@ -343,8 +343,8 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         sampler_settings: what the sampler is told, as a mapping or as words (``friction=5.0``): of "sgld" momentum,
             and adjusted (accept or reject each step; by itself up to 32 parameters); "psgld": adapt, damping;
             "sghmc": friction, noise; "sgnht": diffusion, inertia; "baoab": friction; "hmc": leapfrog, jitter.
-        mask: parameter name -> bool tensor, true where it moves; parameters not named stay. Or words: ``"head.3.5"``
-            or ``"mlp.3"`` of a loaded language model, ``"layers.0.*"`` of any module.
+        mask: parameter name -> bool tensor, true where it moves; parameters not named stay. One bool vector
+            over all parameters. Or words: ``"head.3.5"``, ``"mlp.3"`` of a language model, ``"layers.0.*"`` of any.
         seed: of noise and batches.
         relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
         bias_tolerance: what the step size may add before it is subtracted, as a share of the estimate.

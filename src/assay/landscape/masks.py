@@ -109,6 +109,28 @@ def named_mask(module: nn.Module | Model, words: str) -> Mask:
     return named
 
 
+def flat_mask(module: nn.Module | Model, mask: Tensor) -> Mask:
+    """Give the mask that one vector over all parameters is.
+
+    Args:
+        module: a network, or a model as `assay.load` gives it.
+        mask: bool, (d,), in the order of those of ``module.parameters()`` that require grad.
+
+    Raises:
+        BadInput: another shape or dtype.
+    """
+    bare = module.module if isinstance(module, Model) else module
+    movable = {name: value for name, value in bare.named_parameters() if value.requires_grad}
+    sizes = [value.numel() for value in movable.values()]
+    if mask.shape != (sum(sizes),) or mask.dtype != torch.bool:
+        raise BadInput(
+            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}: expected bool of ({sum(sizes)},), an entry for "
+            "each parameter that requires grad; or a mapping from parameter names to masks of their shapes."
+        )
+    parts = zip(movable.items(), mask.split(sizes), strict=True)
+    return {name: part.view_as(value) for (name, value), part in parts if bool(part.any())}
+
+
 def described(mask: Mask) -> str:
     """Say what a mask lets move: parameters by name, and how many entries of each where these are not all."""
     parts: list[str] = []

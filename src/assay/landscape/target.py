@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from assay.errors import BadInput
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
-from assay.landscape.masks import described, named_mask
+from assay.landscape.masks import described, flat_mask, named_mask
 from assay.landscape.tokens import token_rows
 from assay.models.entries import Entries, first_read
 from assay.models.model import Model
@@ -231,7 +231,7 @@ def target(
     loss: Loss | str | None,
     data: Data,
     *,
-    mask: Mapping[str, Tensor] | str | None = None,
+    mask: Mapping[str, Tensor] | Tensor | str | None = None,
     source: str | None = None,
 ) -> Target:
     """Bring together what is sampled.
@@ -243,9 +243,10 @@ def target(
         data: a tensor, a tuple of tensors of one length, a ``Dataset`` or a ``DataLoader`` (whose dataset is
             taken; batches are drawn anew). For a loaded language model also a file of text or of tokens
             (:func:`assay.landscape.tokens.token_rows`).
-        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. Or the
-            words of :func:`assay.landscape.masks.named_mask`: ``"head.3.5"`` or ``"mlp.3"`` of a loaded language
-            model, ``"layers.0.*"`` of any module.
+        mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. Or one
+            bool vector over all of them (:func:`assay.landscape.masks.flat_mask`), or words
+            (:func:`assay.landscape.masks.named_mask`): ``"head.3.5"`` or ``"mlp.3"`` of a loaded language model,
+            ``"layers.0.*"`` of any module.
         source: what run folders call it; where the model was loaded from, or the module's class, when not given.
 
     Raises:
@@ -262,6 +263,8 @@ def target(
         )
     if isinstance(mask, str):
         mask = named_mask(module, mask)
+    elif isinstance(mask, Tensor):
+        mask = flat_mask(module, mask)
     if isinstance(data, str | Path):
         data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
     tensors = _tensors(data)

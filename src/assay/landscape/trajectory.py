@@ -263,7 +263,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
     burn_in: int = 500,
     batch_size: int | None = None,
     sampler: str = "sgld",
-    mask: Mapping[str, Tensor] | str | None = None,
+    mask: Mapping[str, Tensor] | Tensor | str | None = None,
     window: int | None = None,
     share: float = 0.05,
     known: Sequence[float] = (),
