@@ -57,7 +57,8 @@ def test_pairing_with_the_anchor_gives_the_estimate_of_all_data(
     expected, found = plain.dataset, paired.dataset
     spread = float((20 * expected["loss"]).std() / math.sqrt(expected["loss"].size))
     # the same walks; the plain ones see the chance of their batches, of which neighbouring steps are independent
-    assert float(found["llc"]) == pytest.approx(float(expected["llc"]), abs=4 * spread)
+    # (`llc` itself is withheld: random weights are no minimum)
+    assert float(found["llc_raw"]) == pytest.approx(float(expected["llc_raw"]), abs=4 * spread)
     # near the anchor, where one head stays longer than all weights, there is little but the chance of the batches
     first, share = slice(-4, 12), 0.9 if mask is None else 0.5
     assert float(found["loss"].sel(draw=first).std()) < share * float(expected["loss"].sel(draw=first).std())
