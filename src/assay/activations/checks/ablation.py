@@ -3,11 +3,10 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import few_inputs, unchanged
+from assay.activations.checks.data_set import EXACT, few_inputs, unchanged
 from assay.activations.engine import engine_check
 from assay.estimates.checks import Check, graded
 
-EXACT = 1e-4
 UNCLEAR = 0.5
 
 

@@ -6,6 +6,8 @@ from assay.estimates.checks import Check, graded
 
 INVARIANT = 1e-3
 """Nats by which a model that is not edited may be from itself: rounding."""
+EXACT = 1e-4
+"""The same, where what is put together again is computed as it always is."""
 ENOUGH = 20
 
 

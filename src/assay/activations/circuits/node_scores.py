@@ -32,6 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from assay.activations.divergence import log_probabilities
 from assay.activations.indifferent import indifferent_copy
 from assay.activations.prompt_pairs import Direction, Gauge
 from assay.errors import BadInput
@@ -130,7 +131,7 @@ def contrast(
     sites = [site for name in names for site in model.sites(name)]
     logits, held = last_logits(model, source, sites)
     final = logits if direction == "denoise" else last_logits(model, clean, [])[0]
-    made = gauge(final[0].float().log_softmax(-1))
+    made = gauge(log_probabilities(final[0]))
     return Contrast(model, base, source, tuple(names), held, made, float(made(logits)[0, 0]))
 
 

@@ -18,8 +18,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from assay.errors import BadInput
 from assay.landscape.samplers import mala
+from assay.landscape.samplers.persistent import require_share
 from assay.landscape.samplers.sampler import Chance, Point, Potential, Seen
 
 
@@ -51,8 +51,7 @@ class AdjustedSGLD:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise BadInput(f"momentum={self.momentum}: from 0 to below 1, else a chain never forgets.")
+        require_share(self.momentum)
 
     @property
     def warm_up(self) -> int:

@@ -40,6 +40,12 @@ class State(NamedTuple):
     momentum: Tensor
 
 
+def require_share(momentum: float) -> None:
+    """Refuse a share of the momentum, kept from step to step, that is not one."""
+    if not 0 <= momentum < 1:
+        raise BadInput(f"momentum={momentum}: from 0 to below 1, else a chain never forgets.")
+
+
 @dataclass(frozen=True)
 class PersistentSGLD:
     """Langevin dynamics with momentum.
@@ -54,8 +60,7 @@ class PersistentSGLD:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise BadInput(f"momentum={self.momentum}: from 0 to below 1, else a chain never forgets.")
+        require_share(self.momentum)
 
     @property
     def warm_up(self) -> int:
