@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-ORDER = ("capture", "lens", "trace", "late-trace", "head-patches", "attribution", "deletions", "ablation", "norms", "import",
-         "load", "help", "survey", "llc-a", "llc-b", "llc-m", "llc-smollm2", "llc-smollm2-head",
+ORDER = ("capture", "lens", "trace", "late-trace", "head-patches", "attribution", "deletions", "ablation", "norms",
+         "import", "load", "help", "survey", "llc-a", "llc-b", "llc-m", "llc-smollm2", "llc-smollm2-head",
          "llc-smollm2-mlp")  # fmt: skip
 
 Record = dict[str, Any]
