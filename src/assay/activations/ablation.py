@@ -43,7 +43,7 @@ from assay.activations.components.component import Component
 from assay.activations.components.names import find_components
 from assay.activations.components.optimal_constants import Constants, Descent, optimal_constants
 from assay.activations.components.replacements import Replacements, Statistics, Value, statistics
-from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
+from assay.activations.data_set import check_inputs, check_scan, inputs_of, partners_of, positions_read
 from assay.activations.effects import PARTS, effect_variables, mean_variables
 from assay.activations.engine import engine_named, reason_kept
 from assay.activations.prompt_pairs import Prompts
@@ -216,8 +216,9 @@ class Ablation(Measurement):
             return recording.sites
         if self.value != "resample":
             return {}
-        partners = [list(self.inputs[partner]) for partner in self._partners()[start:stop]]
-        return capture(model, partners, self._sites(components))
+        partners = partners_of(len(self.inputs), torch.Generator().manual_seed(self.seed))
+        others = [list(self.inputs[partner]) for partner in partners[start:stop]]
+        return capture(model, others, self._sites(components))
 
     def _disturbed(self, model: Model, recording: Recording, shared: Prepared, start: int) -> Recording:
         """The same inputs with Gaussian noise on their embeddings, of the embeddings' own spread over the data set."""
@@ -279,12 +280,6 @@ class Ablation(Measurement):
     def _read(self) -> tuple[int, ...]:
         """The positions that are read."""
         return positions_read(len(self.inputs[0]), self.read)
-
-    def _partners(self) -> list[int]:
-        """The input that each is resampled from: never itself, each once."""
-        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        partner = dict(zip(order, [*order[1:], order[0]], strict=True))
-        return [partner[index] for index in range(len(order))]
 
     def _attributes(self, model: Model, units: Sequence[Pieces]) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from assay.activations.prompt_pairs import Prompts, prompts_of
 from assay.errors import BadInput
@@ -24,8 +25,10 @@ def inputs_of(
         Token ids of each input.
 
     Raises:
-        BadInput: no text, or none that is long enough.
+        BadInput: no text, none that is long enough, or fewer than one asked for.
     """
+    if max_inputs is not None and max_inputs < 1:
+        raise BadInput(f"max_inputs={max_inputs}: give 1 or more, the first so many are taken")
     prompts = prompts_of(model, texts)
     if length is None:
         return prompts[:max_inputs]
@@ -99,3 +102,18 @@ def positions_read(length: int, count: int | None) -> tuple[int, ...]:
             f"read={count}: an input of {length} tokens has {length - 1} positions with a next token"
         )
     return tuple(int(p) for p in np.linspace(length - 2, 0, count).round().astype(int)[::-1])
+
+
+def partners_of(count: int, generator: torch.Generator) -> list[int]:
+    """Draw the other input that each is resampled from.
+
+    Args:
+        count: inputs of the data set, 2 or more.
+        generator: draws the order in which each takes the next one's values, the last the first one's.
+
+    Returns:
+        The partner of each input: never itself, and each input the partner of one.
+    """
+    order = torch.randperm(count, generator=generator).tolist()
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [following[number] for number in range(count)]

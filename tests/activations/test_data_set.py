@@ -1,0 +1,26 @@
+"""Data sets of measurements: inputs cut from texts, and the partners that inputs are resampled from."""
+
+import pytest
+import torch
+
+from assay.activations.data_set import inputs_of, partners_of
+from assay.errors import BadInput
+from assay.models.model import Model
+
+
+@pytest.mark.parametrize("count", [2, 3, 11])
+def test_each_input_has_one_partner_that_is_another(count: int) -> None:
+    found = [partners_of(count, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    for partners in found:
+        assert sorted(partners) == list(range(count))
+        assert all(partner != number for number, partner in enumerate(partners))
+    assert len({tuple(partners) for partners in found}) > (count > 2)  # the seed tells
+
+
+@pytest.mark.parametrize("length", [None, 3])
+def test_the_first_inputs_are_taken_and_fewer_than_one_refused(tiny_llama: Model, length: int | None) -> None:
+    rows = [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert inputs_of(tiny_llama, rows, length, 2) == ((3, 4, 5), (6, 7, 8))
+    for count in (0, -1):
+        with pytest.raises(BadInput, match=f"max_inputs={count}: give 1 or more"):
+            inputs_of(tiny_llama, rows, length, count)
