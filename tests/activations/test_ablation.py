@@ -170,7 +170,7 @@ def test_texts_are_cut_to_a_length(tiny_llama: Model) -> None:
         ({"inputs": [[3], [4]]}, "needs a next token"),
         ({"length": 9}, "the longest text has 7 tokens"),
         ({"length": 1}, "length=1"),
-        ({"max_inputs": 0}, "max_inputs=0: give 1 or more"),
+        ({"max_inputs": 0}, "max_inputs=0: the data set is empty"),
         ({"components": ()}, "no components were named"),
         ({"components": ("nerves",)}, "components='nerves': expected"),
         ({"components": ("head.1",)}, "components='head.1': expected"),

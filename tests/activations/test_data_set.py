@@ -22,5 +22,5 @@ def test_the_first_inputs_are_taken_and_fewer_than_one_refused(tiny_llama: Model
     rows = [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert inputs_of(tiny_llama, rows, length, 2) == ((3, 4, 5), (6, 7, 8))
     for count in (0, -1):
-        with pytest.raises(BadInput, match=f"max_inputs={count}: give 1 or more"):
+        with pytest.raises(BadInput, match=f"max_inputs={count}: the data set is empty"):
             inputs_of(tiny_llama, rows, length, count)

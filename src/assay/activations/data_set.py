@@ -28,7 +28,7 @@ def inputs_of(
         BadInput: no text, none that is long enough, or fewer than one asked for.
     """
     if max_inputs is not None and max_inputs < 1:
-        raise BadInput(f"max_inputs={max_inputs}: give 1 or more, the first so many are taken")
+        raise BadInput(f"max_inputs={max_inputs}: the data set is empty; give 1 or more")
     prompts = prompts_of(model, texts)
     if length is None:
         return prompts[:max_inputs]
