@@ -204,11 +204,11 @@ class Target:
     def weight_hash(self) -> str:
         """Hash the weights, the buffers and the mask: names, shapes, dtypes, bytes."""
         mask = {} if self.mask is None else {"mask": self.mask, **self.parameters}
-        return _digest([*self.module.named_parameters(), *self.module.named_buffers(), *mask.items()])
+        return digest([*self.module.named_parameters(), *self.module.named_buffers(), *mask.items()])
 
     def data_hash(self) -> str:
         """Hash the data."""
-        return _digest([(str(index), part) for index, part in enumerate(self.given or self.data)])
+        return digest([(str(index), part) for index, part in enumerate(self.given or self.data)])
 
     @contextmanager
     def evaluating(self) -> Generator[None]:
@@ -385,9 +385,10 @@ def _flat_mask(made: Target, mask: Mapping[str, Tensor]) -> Tensor:
     return flat
 
 
-def _digest(parts: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
+def digest(parts: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash tensors by name: names, shapes, dtypes, bytes."""
+    found = hashlib.sha256()
     for name, part in parts:
-        digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
-        digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
+        found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
