@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import pytest
 import torch
 
+from assay.activations.prompt_pairs import Prompts
 from assay.cli import measure
 from assay.cli.measure import VERBS, command
 from assay.errors import BadInput
@@ -55,6 +56,7 @@ def received(monkeypatch: pytest.MonkeyPatch, tiny_llama: Model) -> dict[str, An
         answer: str | Sequence[int] | None = None,
         *,
         others: str | Sequence[str] | None = None,
+        corrupted: Prompts = ("as it is",),
         kinds: Sequence[Kind] = get_args(Kind),
         foil: str | int | None = None,
         scale: float = 3.0,
@@ -82,6 +84,7 @@ def test_words_become_settings(assay: Assay, received: dict[str, Any], tiny_llam
         "subject": "s",
         "answer": "12",
         "others": ("a", "b"),
+        "corrupted": ("as it is",),
         "kinds": ("mlp", "state"),
         "foil": "7",
         "scale": 0.5,
@@ -89,6 +92,18 @@ def test_words_become_settings(assay: Assay, received: dict[str, Any], tiny_llam
         "baseline": False,
     }
     assert run["out"] == Path("here")
+
+
+def test_every_setting_that_is_a_text_may_be_a_file(
+    assay: Assay, received: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "first.txt").write_text("one two\n")
+    (tmp_path / "other.txt").write_text("two one\n")
+    files = [f"@{tmp_path / name}.txt" for name in ("first", "other")]
+    assay("lens", "m", files[0], "--subject", "@s", "--corrupted", files[1], "@@handle", "plain")
+    assert received["text"] == "one two"
+    assert received["corrupted"] == ("two one", "@handle", "plain")
+    assert received["subject"] == "@s"  # a word of the text, not a text
 
 
 def test_what_is_not_said_is_the_verbs_default(assay: Assay, received: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
     Returns:
         A function whose signature and docstring say what the command takes.
     """
-    signature = _signature(verb, model)
+    signature, texts = _signature(verb, model), _texts(verb)
 
     def run(*given: Any, **named: Any) -> int:
         bound = signature.bind(*given, **named)
@@ -97,11 +97,7 @@ def command(verb: Callable[..., Result], *, model: str | None = None) -> Callabl
         source, loading, running = (settings.pop(name) for name in ("model", "loading", "running"))
         for setting in settings.values():
             require_utf8(setting)
-        text = next(iter(settings))  # what follows the model in every verb
-        if isinstance(settings[text], tuple):
-            settings[text] = tuple(map(text_of, settings[text]))
-        elif settings[text] is not None:
-            settings[text] = text_of(settings[text])
+        settings |= {name: _read(settings[name]) for name in texts}
         note(f"loading {source}", quiet=running.quiet)
         bound = partial(verb, loading.load(source), **settings)
         return measured(bound, verb.__name__.replace("_", " "), running)
@@ -120,6 +116,19 @@ def dressed(
     }
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+def _texts(verb: Callable[..., Result]) -> list[str]:
+    """The settings that are texts: what follows the model in every verb, and all that prompts may be given to."""
+    hints = typing.get_type_hints(verb)
+    _, text, *others = settings_of(verb)
+    prompts = [other for other in others if Sequence[Sequence[int]] in _alternatives(hints[other.name])]
+    return [text.name, *(other.name for other in prompts)]
+
+
+def _read(given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """The texts that words stand for."""
+    return tuple(map(text_of, given)) if isinstance(given, tuple) else given and text_of(given)
 
 
 def _signature(verb: Callable[..., Result], model: str | None) -> inspect.Signature:
