@@ -63,7 +63,8 @@ def _section(device: str, records: list[Record]) -> str:
 
 
 def _conditions(records: Iterable[Record]) -> str:
-    """One line for each machine and commit: the versions of every side, the busiest start of a case."""
+    """One line for each machine and commit: its cases, the versions of every side, the busiest start of a case."""
+    cases: dict[str, list[str]] = {}
     versions: dict[str, dict[str, str]] = {}
     load: dict[str, float] = {}
     for record in records:
@@ -74,9 +75,10 @@ def _conditions(records: Iterable[Record]) -> str:
         )
         for found in (under["versions"], *record.get("versions", {}).values()):
             versions.setdefault(place, {}).update(found)
+        cases.setdefault(place, []).append(record["case"])
         load[place] = max(load.get(place, 0.0), under["load_average"])
     return "\n\n".join(
-        f"{place}, {', '.join(f'{name} {version}' for name, version in told.items())}; "
+        f"{', '.join(cases[place])}: {place}, {', '.join(f'{name} {version}' for name, version in told.items())}; "
         f"load of the machine before a case at most {load[place]:.1f}"
         for place, told in versions.items()
     )
@@ -107,7 +109,8 @@ def _quantity(figure: Record, value: float) -> str:
 
 def _time_row(record: Record, label: str) -> tuple[str, ...]:
     told = record["contestants"][label]
-    cells = f"{told['cells_timed']} of {record['cells']}" if "trace" in record["case"] else ""
+    partly = told.get("cells_timed", record.get("cells")) != record.get("cells")
+    cells = f"{told['cells_timed']} of {record['cells']}" if partly or "trace" in record["case"] else ""
     differences = record["agreement"].get(label, {})
     return (
         record["case"],

@@ -9,7 +9,7 @@ class Check:
     """A coded verdict on one result.
 
     Attributes:
-        code: stable identifier, for example ``"A101"``; each has a line in ``docs/checks.md``.
+        code: stable identifier, for example ``"A001"``; each has a line in ``docs/checks.md``.
         title: what the code stands for, for example ``"chains disagree"``.
         verdict: ``"pass"``, ``"warn"`` (read with care) or ``"fail"`` (do not use the number).
         figure: the number the verdict rests on; ``None`` where the check is not numeric.
