@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from assay.errors import BadInput
 from assay.landscape import checkpoints
 from assay.landscape.checkpoints import LIST, Course, course
-from assay.landscape.losses import PRESETS, AnchorLoss, squared_error
+from assay.landscape.losses import PRESETS, AnchorLoss, next_token, squared_error
+from assay.landscape.masks import named_mask
 from assay.landscape.trajectory import trajectory
 from assay.landscape.watch import watch
 from assay.zoo.training import linear
@@ -80,6 +81,35 @@ def test_the_module_is_left_as_it_is_and_its_own_weights_play_no_part() -> None:
     made = course(module, squared_error, DATA, states())
     assert made.weight_hash() == course(network(6), squared_error, DATA, states()).weight_hash()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_masks_of_equal_size_over_other_parameters_are_other_courses() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    weights, data = {0: module.state_dict()}, (torch.randn(9, 3, generator=generator()),) * 2
+    first, last = (
+        course(module, squared_error, data, weights, mask=name) for name in ("0.weight", "2.weight")
+    )
+    assert first.plain.d == last.plain.d
+    assert first.weight_hash() != last.weight_hash()
+    assert first.weight_hash() == course(module, squared_error, data, weights, mask="0.w*").weight_hash()
+
+
+@pytest.mark.parametrize("words", ["mlp.1", "head.1.2"])
+def test_parts_of_a_language_model_are_those_of_each_checkpoint(make_tiny_llama, words: str) -> None:
+    model = make_tiny_llama()
+    ids = torch.randint(0, 40, (6, 8), generator=generator())
+    first = {name: value.clone() for name, value in model.module.state_dict().items()}
+    states = {0: first, 1: {name: 1.1 * value for name, value in first.items()}}
+    made = course(model, None, ids, states, mask=words)
+    for place in (0, 1):
+        plain = made.group(0, [place]).plain
+        assert set(plain.parameters) == set(named_mask(model, words))
+        # passes begin at the block in which weights move, of this very checkpoint
+        assert plain.entries is not None and plain.model is not None
+        assert plain.model.parts.blocks[1].module in [*plain.module.modules()]
+        model.module.load_state_dict(states[place])
+        own = next_token(model.module, (ids,)).mean().item()
+        assert plain.anchor_loss.item() == pytest.approx(own, rel=1e-5)
 
 
 def test_checkpoints_that_differ_in_buffers_are_not_walked_together() -> None:
@@ -217,6 +247,16 @@ def test_a_file_that_is_missing_from_what_was_watched_is_named(tmp_path: Path) -
     (tmp_path / LIST).write_text("{}")
     with pytest.raises(BadInput, match="cannot be read"):
         course(network(), squared_error, DATA, tmp_path)
+
+
+def test_files_that_the_list_of_what_was_watched_does_not_name_are_left_out(tmp_path: Path) -> None:
+    recorder = watch(network(), tmp_path, every=1)
+    recorder(0)
+    recorder(1)
+    save_file(states()[100], tmp_path / "final-2.safetensors")
+    assert course(network(), squared_error, DATA, tmp_path).steps == (0, 1)
+    (tmp_path / LIST).unlink()
+    assert course(network(), squared_error, DATA, tmp_path).steps == (0, 1, 2)
 
 
 def changed(name: str, value: torch.Tensor | None) -> dict[int, dict[str, torch.Tensor]]:

@@ -31,7 +31,7 @@ from assay.landscape.losses import (
     squared_distance_to_anchor,
     squared_error,
 )
-from assay.landscape.target import Data, Target, target
+from assay.landscape.target import Data, Target, digest, target
 from assay.models.model import Model
 
 State = Mapping[str, Tensor]
@@ -54,7 +54,7 @@ class Course:
         target: what is sampled, at the first checkpoint.
         steps: of training, ascending; those of every run.
         runs: for each run, the checkpoint of each step: a file, or weights.
-        digest: hash of all weights.
+        digest: hash of all weights, and of what is sampled.
         together: whether checkpoints differ in sampled weights alone and can be batched, so that they walk together.
     """
 
@@ -87,7 +87,7 @@ class Course:
         return self.plain.dtype
 
     def weight_hash(self) -> str:
-        """Hash of the weights of every checkpoint, and of the mask."""
+        """Hash of the weights of every checkpoint, and of what is sampled and how it computes."""
         return self.digest
 
     def group(self, run: int, places: Sequence[int]) -> Group:
@@ -103,8 +103,7 @@ class Course:
             ]
             return Group(self.plain, self.target, torch.stack(rows).to(self.device), compared)
         (place,) = places
-        module = _loaded(self.plain.module, self._weights(run, place))
-        model = None if self.plain.model is None else replace(self.plain.model, module=module)
+        module, model = _loaded(self.plain.module, self.plain.model, self._weights(run, place))
         plain = replace(self.plain, module=module, model=model)
         return Group(plain, _alone(plain, self.sampled), None, compared)
 
@@ -152,31 +151,27 @@ def course(
             raise BadInput(
                 f"run {number} and run 0 differ in steps, for one in {odd}: all runs need the same."
             )
-    first = _loaded(bare, _fitted(bare, runs[0][steps[0]], steps[0]))
-    there = replace(module, module=first) if isinstance(module, Model) else first
-    plain = target(there, loss, data, mask=mask, source=source)
+    model = module if isinstance(module, Model) else None
+    first, there = _loaded(bare, model, _fitted(bare, runs[0][steps[0]], steps[0]))
+    plain = target(there or first, loss, data, mask=mask, source=source)
     found = None if sampled is None else find_loss(sampled)
-    digest, alike = _survey(plain, runs)
+    hashed, alike = _survey(plain, runs)
     together = alike and _walk_together(plain, found)
     made = _shared(plain, found) if together else _alone(plain, found)
-    return Course(plain, found, made, steps, tuple(tuple(run.values()) for run in runs), digest, together)
+    return Course(plain, found, made, steps, tuple(tuple(run.values()) for run in runs), hashed, together)
 
 
 def _survey(plain: Target, runs: Sequence[Mapping[int, Path | State]]) -> tuple[str, bool]:
     """Read every checkpoint: give the hash of all, and whether they differ in sampled weights alone."""
-    digest, together = hashlib.sha256(), True
-    if plain.mask is not None:
-        digest.update(plain.mask.cpu().numpy().tobytes())
+    hashes, together = [plain.weight_hash()], True  # what is sampled, and how it computes
     before = plain.module.state_dict()
     rest = {name for name in named_once(plain.module).values() if name not in plain.parameters}
     for run in runs:
         for step, place in run.items():
             weights = _fitted(plain.module, place, step)
             together = together and all(torch.equal(weights[name], before[name]) for name in rest)
-            for name, value in weights.items():
-                digest.update(f"{step} {name} {tuple(value.shape)} {value.dtype}\n".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest(), together
+            hashes.append(digest((f"{step} {name}", value) for name, value in weights.items()))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest(), together
 
 
 def _alone(plain: Target, loss: Loss | None) -> Target:
@@ -229,8 +224,7 @@ def _listed(source: Source) -> dict[int, Path | State]:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise BadInput(f"{str(folder)!r} {what}: pass the folder that holds the checkpoints.")
-        _require_complete(folder)
-        found = [(_step(path), path) for path in _files(folder)]
+        found = [(_step(path), path) for path in _watched(folder) or _files(folder)]
     if not found:
         raise BadInput(
             f"{called} holds no checkpoint. Expected a file for each step, such as step-000500.safetensors, or a "
@@ -266,11 +260,11 @@ def _step(path: Path) -> int:
     return int(named[1])
 
 
-def _require_complete(folder: Path) -> None:
-    """Refuse a folder that lacks a file its list names, or holds part of one."""
+def _watched(folder: Path) -> list[Path]:
+    """List the files that a folder's list names; refuse one that is missing, or holds part of one."""
     index = folder / LIST
     if not index.exists():
-        return
+        return []
     try:
         files: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError) as error:
@@ -288,6 +282,7 @@ def _require_complete(folder: Path) -> None:
                 f"the checkpoint {str(path)!r} has {path.stat().st_size} bytes, not the {size} it was written with: "
                 "it is truncated or was changed. Copy it again, or take its line and file out."
             )
+    return [folder / name for name in files if _NUMBER.search(Path(name).stem)]
 
 
 def _fitted(module: nn.Module, place: Path | State, step: int) -> dict[str, Tensor]:
@@ -326,7 +321,8 @@ def named_once(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(value), name) for name, value in state.items()}
 
 
-def _loaded(module: nn.Module, weights: State) -> nn.Module:
-    copied = copy.deepcopy(module)
+def _loaded(module: nn.Module, model: Model | None, weights: State) -> tuple[nn.Module, Model | None]:
+    """Copy a module with other weights, and the model it is of: the parts that its anatomy names are the copy's."""
+    copied, anatomy = copy.deepcopy((module, None if model is None else model.anatomy))
     copied.load_state_dict(weights, strict=False)
-    return copied
+    return copied, None if model is None else replace(model, module=copied, anatomy=anatomy)

@@ -76,6 +76,7 @@ class Trajectory(Measurement):
     """
 
     name: ClassVar[str] = "trajectory"
+    revision: ClassVar[int] = 2
     data: str
     loss: str
     sampled: str
