@@ -10,6 +10,7 @@ import torch
 import assay
 from assay.activations.norm_report import WAYS, NormReport
 from assay.errors import BadInput
+from assay.estimates.bootstrap import bootstrap
 from assay.models.model import Model, wrap
 from assay.models.norms.finding import find_norms
 from assay.models.norms.fixing import scale
@@ -97,6 +98,29 @@ def test_other_norms_scales_do_worse(result: assay.Result) -> None:
     assert float(result.dataset["baseline_kl_from_original"]) > float(
         result.dataset["kl_from_original"].sel(way="scale")
     )
+
+
+def test_the_seed_is_that_of_bootstrap_and_baseline() -> None:
+    model = wrap(FAMILIES["gpt2"].build())
+
+    def kl(changed: Model) -> np.ndarray:
+        """From the model, of each input."""
+        with torch.no_grad():
+            p, q = (
+                each.module(input_ids=torch.tensor(INPUTS)).logits.log_softmax(-1)
+                for each in (model, changed)
+            )
+        return (p.exp() * (p - q)).sum(-1).mean(1).double().numpy()
+
+    found, other = (report(model, ways=["scale"], float64_inputs=0, seed=seed).dataset for seed in (5, 0))
+    expected = bootstrap(kl(scale(model, INPUTS)), np.random.default_rng(5), resamples=50)
+    for part, value in zip(("", "_stderr", "_low", "_high"), expected, strict=True):
+        assert float(found[f"kl_from_original{part}"].sel(way="scale")) == pytest.approx(
+            float(value), rel=1e-3
+        )
+    drawn = float(kl(scale(model, INPUTS, seed=5)).mean())
+    assert float(found["baseline_kl_from_original"]) == pytest.approx(drawn, rel=1e-3)
+    assert float(other["baseline_kl_from_original"]) != pytest.approx(drawn, rel=1e-3)
 
 
 def verdicts(result: assay.Result) -> dict[str, str]:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from assay.activations.checks.direct_path import direct_path_checks
 from assay.activations.direct_path import DirectPath, direct_path
+from assay.activations.effects import PARTS
 from assay.activations.prompt_pairs import Prompts, prompts_of, single_tokens
 from assay.errors import BadInput
 from assay.estimates.checks import Check
@@ -41,7 +42,6 @@ from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
-PARTS = ("", "_stderr", "_low", "_high")
 PER_PROMPT = ("attribution", "direct_effect", "freezing_error")
 
 

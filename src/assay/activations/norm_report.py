@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from assay.activations.checks.norms import norm_checks
 from assay.activations.data_set import check_inputs, inputs_of
 from assay.activations.divergence import kl_divergence, log_probabilities
+from assay.activations.effects import PARTS
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
@@ -54,7 +55,6 @@ ALONE = "scale_only_"
 """Before the kind of norm that alone is given fixed scales."""
 METRICS = ("kl_from_original", "loss_difference", "top1_agreement")
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-PARTS = ("", "_stderr", "_low", "_high")
 EXACT = 1e-6
 """What is exact differs in float64 by less than this share of the largest logit."""
 UNKNOWN = {"allow_nan": True}

@@ -7,18 +7,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from assay.errors import BadInput
+from assay.report.charts.effects import TITLES, VARIANTS, data_set, require_metric, tabled, tooltip
 from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _REACH, _NORMS, _HORIZONS = "layer_horizon", "layer_horizon_norms", "layer_horizon_compared"
-_TITLES = {
-    "kl_from_clean": "KL from clean (nats a token)",
-    "loss_difference": "loss difference (nats a token)",
-    "top1_agreement": "top-1 agreement",
-    "logit_difference": "change of the logit difference",
-}
-_KINDS = alt.Scale(domain=["the far", "as many at random"], range=["#4c78a8", "#d1762b"])
+_TOOLTIP = tooltip("horizon", alt.Tooltip("forgotten:N", title="forgotten"))
+_FAR, _RANDOM = "the far", "as many at random"
+_KINDS = alt.Scale(domain=[_FAR, _RANDOM], range=["#4c78a8", "#d1762b"])
 _PLACES = alt.Scale(domain=["others", "position 0"], range=["#4c78a8", "#d1762b"])
 _STEP, _BESIDE = alt.Step(16), 380
 """Heights of small panels: one below the other, and beside the large one on a page."""
@@ -39,8 +35,7 @@ def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.HConcatC
     Raises:
         BadInput: when `metric` is not known.
     """
-    if metric not in _TITLES:
-        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    require_metric(metric)
     cells, norms, compared = frame(dataset), _norms(dataset), _compared(dataset)
     right = alt.vconcat(_norm_panel(), _compared_panel()).resolve_scale(color="independent")
     drawn = alt.hconcat(panel(cells, metric=metric), right).resolve_scale(color="independent")
@@ -51,12 +46,12 @@ def panel(cells: pd.DataFrame, *, metric: str) -> Any:
     """Draw one metric against the reach, without a configuration, to be put beside others."""
     base = alt.Chart(alt.NamedData(name=_REACH)).transform_filter(f"datum.metric === '{metric}'")
     across = alt.X("horizon:Q", title="steps back that are read (k)", scale=alt.Scale(nice=False, padding=8))
-    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(zero=True))
+    up = alt.Y("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     colour = alt.Color("forgotten:N", scale=_KINDS, legend=alt.Legend(title="forgotten"))
     spread = base.mark_rule(opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q", color=colour)
     line = base.mark_line(strokeWidth=1).encode(x=across, y=up, color=colour)
     points = base.mark_point(filled=True, size=30, opacity=1).encode(
-        x=across, y=up, color=colour, tooltip=_tooltip()
+        x=across, y=up, color=colour, tooltip=_TOOLTIP
     )
     return alt.layer(line, spread, points).properties(
         width=380, height=380, title="Forgetting what is farther than k"
@@ -89,16 +84,6 @@ def _compared_panel(height: int | alt.Step = _STEP) -> Any:
     )
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("horizon:Q", title="k"),
-        alt.Tooltip("forgotten:N", title="forgotten"),
-        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
-        alt.Tooltip("effect_low:Q", title="from", format="+.4f"),
-        alt.Tooltip("effect_high:Q", title="to", format="+.4f"),
-    ]
-
-
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the result as figures of a report: the reach with one variant a metric, norms, and the two horizons."""
     cells, told = frame(dataset), dataset.attrs
@@ -110,14 +95,13 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Layer horizon",
             caption=(
                 f"Readers ({who}) read the last k steps ({told['reach']}s) of {reads}; farther outputs "
-                f"({told['forget']}) are replaced by: {told['value']}. {told['inputs']} inputs of {told['tokens']} "
-                f"tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. Lines are bootstrap "
-                "intervals over inputs."
+                f"({told['forget']}) are replaced by: {told['value']}. {data_set(dataset)}. Lines are "
+                "bootstrap intervals over inputs."
             ),
             draw=lambda metric: panel(cells, metric=metric),
             frame=cells,
             choice="metric",
-            variants={name.replace("_", " "): {"metric": name} for name in _TITLES},
+            variants=VARIANTS,
         ),
         Figure(
             name=_NORMS,
@@ -138,25 +122,13 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
     """Lay the result out as one row for each metric, reach and kind of forgetting."""
-    metrics, horizons = dataset["metric"].values.astype(str), dataset["horizon"].values
-    kinds = [("the far", "effect")] + (
-        [("as many at random", "baseline_effect")] if "baseline_effect" in dataset else []
+    cells = tabled(dataset, "horizon", (), ("effect", "effect_low", "effect_high")).assign(forgotten=_FAR)
+    if "random_effect" not in cells:
+        return cells
+    random = cells.assign(
+        effect=cells["random_effect"], effect_low=np.nan, effect_high=np.nan, forgotten=_RANDOM
     )
-    tables = []
-    for kind, name in kinds:
-        table: dict[str, Any] = {
-            "metric": np.repeat(metrics, len(horizons)),
-            "horizon": np.tile(horizons, len(metrics)),
-            "forgotten": kind,
-        }
-        for part in ("", "_low", "_high"):
-            known = f"{name}{part}" in dataset
-            values = (
-                dataset[f"{name}{part}"].transpose("metric", "horizon").values.ravel() if known else np.nan
-            )
-            table[f"effect{part}"] = values
-        tables.append(pd.DataFrame(table))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([cells, random], ignore_index=True).drop(columns="random_effect")
 
 
 def _norms(dataset: xr.Dataset) -> pd.DataFrame:

@@ -7,17 +7,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from assay.errors import BadInput
+from assay.report.charts.effects import TITLES, VARIANTS, data_set, require_metric, tabled, tooltip
 from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _DEPTHS, _BOUNDS, _LENGTHS = "layer_paths", "layer_paths_bounds", "layer_paths_lengths"
-_TITLES = {
-    "kl_from_clean": "KL from clean (nats a token)",
-    "loss_difference": "loss difference (nats a token)",
-    "top1_agreement": "top-1 agreement",
-    "logit_difference": "change of the logit difference",
-}
 _TICKS = [0, 0.1, 0.3, 1, 3, 10, 30, 100]
 _KINDS = alt.Scale(
     domain=["gradient", "untrained twin's gradient", "number of paths"],
@@ -39,8 +33,7 @@ def chart(dataset: xr.Dataset, *, metric: str = "kl_from_clean") -> alt.HConcatC
     Raises:
         BadInput: when `metric` is not known.
     """
-    if metric not in _TITLES:
-        raise BadInput(f"metric={metric!r} is not known: choose from {', '.join(_TITLES)}.")
+    require_metric(metric)
     tables = {_DEPTHS: frame(dataset), _BOUNDS: _bounds(dataset), _LENGTHS: _lengths(dataset)}
     drawn = alt.hconcat(panel(metric=metric), _length_panel()).resolve_scale(color="independent")
     return finished(drawn, tables)
@@ -58,15 +51,11 @@ def panel(*, metric: str) -> Any:
         if metric == "kl_from_clean"
         else alt.Axis()
     )
-    up = alt.Y("effect:Q", title=_TITLES[metric], scale=alt.Scale(**kind), axis=axis)
+    up = alt.Y("effect:Q", title=TITLES[metric], scale=alt.Scale(**kind), axis=axis)
     band = base.mark_rule(color="#4c78a8", opacity=0.6).encode(x=across, y="effect_low:Q", y2="effect_high:Q")
     line = base.mark_line(color="#4c78a8", strokeWidth=1).encode(x=across, y=up)
-    tooltip = [
-        alt.Tooltip("depth:Q", title="at most"),
-        alt.Tooltip("effect:Q", title="effect", format="+.4f"),
-    ]
     points = base.mark_point(color="#4c78a8", filled=True, size=30, opacity=1).encode(
-        x=across, y=up, tooltip=tooltip
+        x=across, y=up, tooltip=tooltip("depth")
     )
     bounds = alt.Chart(alt.NamedData(name=_BOUNDS))
     rules = bounds.mark_rule(style="accent", strokeDash=[4, 3], strokeWidth=1.5).encode(x="bound:Q")
@@ -88,20 +77,20 @@ def _length_panel(width: int = 300) -> Any:
     up = alt.Y("share:Q", title="share")
     colour = alt.Color("kind:N", scale=_KINDS, legend=alt.Legend(title=None, columns=1))
     spread = base.mark_rule(opacity=0.6).encode(x=across, y="low:Q", y2="high:Q", color=colour)
-    tooltip = [
+    told = [
         alt.Tooltip("length:Q", title="blocks"),
         alt.Tooltip("share:Q", title="share", format="+.4f"),
         alt.Tooltip("kind:N", title="of"),
     ]
     line = base.mark_line(point=alt.OverlayMarkDef(size=16), strokeWidth=1).encode(
-        x=across, y=up, color=colour, tooltip=tooltip
+        x=across, y=up, color=colour, tooltip=told
     )
     return alt.layer(spread, line).properties(width=width, height=260, title="Paths by length")
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the result as two figures of a report: depth with one variant a metric, and paths by length."""
-    told, bounds = dataset.attrs, _bounds(dataset)
+    bounds = _bounds(dataset)
 
     def draw(metric: str) -> Any:
         drawn = panel(metric=metric)
@@ -113,14 +102,13 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             name=_DEPTHS,
             title="Depth that is enough, and depth that is needed",
             caption=(
-                f"The model in which at most so many blocks work in a row; {told['inputs']} inputs of {told['tokens']} "
-                f"tokens, whose clean loss is {float(dataset['clean_loss']):.3f} nats a token. Dashed: how many blocks "
-                "a signal of the first block must pass if each reads no farther back than the layer horizon."
+                f"The model in which at most so many blocks work in a row; {data_set(dataset)}. Dashed: how many "
+                "blocks a signal of the first block must pass if each reads no farther back than the layer horizon."
             ),
             draw=draw,
             frame=frame(dataset),
             choice="metric",
-            variants={name.replace("_", " "): {"metric": name} for name in _TITLES},
+            variants=VARIANTS,
         ),
         Figure(
             name=_LENGTHS,
@@ -134,14 +122,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
     """Lay the shallow model out as one row for each metric and depth."""
-    metrics, depths = dataset["metric"].values.astype(str), dataset["depth"].values
-    table: dict[str, Any] = {
-        "metric": np.repeat(metrics, len(depths)),
-        "depth": np.tile(depths, len(metrics)),
-    }
-    for name in ("effect", "effect_low", "effect_high"):
-        table[name] = dataset[name].transpose("metric", "depth").values.ravel()
-    return pd.DataFrame(table)
+    return tabled(dataset, "depth", (), ("effect", "effect_low", "effect_high"))
 
 
 def _bounds(dataset: xr.Dataset) -> pd.DataFrame:
