@@ -67,7 +67,7 @@ imports: setup-dev  ## Check that imports run one way
 docs: setup-dev  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pictures: setup  ## Make the documentation's pictures from real runs of the embedded model (minutes)
+pictures: setup  ## Make the documentation's pictures from real runs (an hour; docs/pictures.py NAME makes one)
 	$(BIN)/python docs/pictures.py
 
 suite: setup  ## Hold the learning coefficient to known truths on random networks (half an hour; continues)

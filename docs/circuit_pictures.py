@@ -13,6 +13,7 @@ import xarray as xr
 import assay
 from assay.activations.circuits.graph import graph_of
 from assay.models.model import Model
+from assay.report.theme import config
 from assay.zoo import copier, induction
 from assay.zoo.decoder import Pairs
 
@@ -187,4 +188,4 @@ def known_circuits(rows: pd.DataFrame | None = None) -> alt.HConcatChart:
                 order=alt.Order("kind:N", sort="ascending"),
             )
         )
-    return alt.hconcat(*panels)
+    return alt.hconcat(*panels).configure(**config("light"))

@@ -1,109 +1,104 @@
-"""Make the documentation's pictures, each from a real run of the embedded model: ``make pictures``."""
+"""Make the documentation's pictures, each from a real run: ``python docs/pictures.py [NAME...]``, or ``make pictures``.
 
+A name is that of the file, without its folder and ending; without names all are made, on one core in about an hour.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import activation_pictures as activations
 import altair as alt
-import circuit_pictures
-import pandas as pd
-import sampler_pictures
-import torch
+import circuit_pictures as circuits
+import landscape_pictures as landscape
+import sampler_pictures as samplers
+import site_pictures as sites
 
 import assay
-from assay.activations import material
 from assay.models.model import Model
-from assay.models.partial import SiteEdit, partial_forward, record
-from assay.report.theme import config
 
 HERE = Path(__file__).parent
-PROMPT, SUBJECT = "The Eiffel Tower is located in the city of", "Eiffel Tower"
-SENTENCE = (
-    "Paris is the capital of France, and Rome is the capital of Italy, and Madrid is the capital of Spain"
-)
+Picture = alt.TopLevelMixin
+
+OF_SMOLLM2: dict[str, Callable[[Model], Picture]] = {
+    "partial_forwards": sites.saved,
+    "sites": sites.norms,
+    "measurements/ablation": activations.ablation,
+    "measurements/attribution_patching": activations.attribution_patching,
+    "measurements/average_trace": activations.average_trace,  # a quarter of an hour on one core
+    "measurements/causal_trace": activations.causal_trace,
+    "measurements/direct_logit_attribution": activations.direct_logit_attribution,
+    "measurements/edge_attribution": activations.edge_attribution,
+    "measurements/faithfulness": activations.faithfulness,
+    "measurements/logit_lens": activations.logit_lens,
+    "measurements/neuron_importance": activations.neuron_importance,
+    "measurements/norm_report": activations.norm_report,
+    "measurements/patching": activations.patching,
+    "measurements/path_patching": activations.path_patching,
+    "measurements/survey": activations.survey,
+}
+"""Pictures of the embedded model, by their place in this folder."""
+
+OF_KNOWN: dict[str, Callable[[], Picture]] = {
+    "known_circuits": circuits.known_circuits,
+    "landscape/bias_law": samplers.where_the_law_holds,
+    "landscape/samplers": samplers.laws,
+    "landscape/trajectory_dln": landscape.trajectory_dln,
+    "landscape/trajectory_induction": landscape.trajectory_induction,
+    "landscape/trajectory_modular_addition": landscape.trajectory_modular_addition,
+    "measurements/calibrate": landscape.calibrate,
+    "measurements/learning_coefficient": landscape.learning_coefficient,
+    "measurements/trajectory": landscape.trajectory,
+}
+"""Pictures of reference material."""
+
+LONG: dict[str, Callable[[], Picture]] = {
+    "landscape/trajectory_layernorm.png": landscape.trajectory_layernorm,
+    "landscape/trajectory_layernorm_own": landscape.trajectory_layernorm_own,
+    "landscape/trajectory_layernorm_training": landscape.trajectory_layernorm_training,
+}
+"""Pictures of reference material that take half an hour each, and are made only when they are named."""
+
+ELSEWHERE = {
+    "norms": "python -m benchmarks.norm_removal FOLDER",
+    "report": "the report of `assay survey` in a browser, with one cell marked",
+    "suite": "make suite",
+}
+"""Pictures that something else makes."""
 
 
-def main() -> None:
-    """Make every picture."""
-    model = assay.load("smollm2")
-    assay.logit_lens(model, PROMPT + " Paris").chart().save(HERE / "measurements" / "logit_lens.svg")
-    assay.causal_trace(model, PROMPT, SUBJECT).chart().save(HERE / "measurements" / "causal_trace.svg")
-    facts = assay.average_causal_trace(model, max_facts=48)  # a quarter of an hour on one core
-    facts.chart().save(HERE / "measurements" / "average_trace.svg")
-    sentences = " ".join(fact.prompt + fact.answer + "." for fact in material.facts()[::3])
-    report = assay.norms.report(model, sentences, length=32, max_inputs=16)
-    report.chart().save(HERE / "measurements" / "norm_report.svg")
-    for name, make in {
-        "samplers": sampler_pictures.laws,
-        "bias_law": sampler_pictures.where_the_law_holds,
-    }.items():
-        make().configure(**config("light")).save(HERE / "landscape" / f"{name}.svg")
-    circuits = circuit_pictures.known_circuits().configure(**config("light"))
-    circuits.save(HERE / "known_circuits.svg")
-    for name, chart in {"sites": norms(model), "partial_forwards": saved(model)}.items():
-        chart.configure(**config("light")).save(HERE / f"{name}.svg")
+def main(names: list[str]) -> None:
+    """Make the pictures named, or all.
+
+    Args:
+        names: of pictures.
+    """
+    usual = {Path(place).stem: place for place in (*OF_SMOLLM2, *OF_KNOWN)}
+    places = {**usual, **{Path(place).stem: place for place in LONG}}
+    for name in names:
+        if name not in places:
+            others = "".join(f"\n  {other}: {command}" for other, command in ELSEWHERE.items())
+            sys.exit(f"{name!r} is not drawn here. These are: {', '.join(places)}. Made elsewhere:{others}")
+    for name in names or usual:
+        path = HERE / places[name]
+        drawn(places[name]).save(path if path.suffix else path.with_suffix(".svg"))
 
 
-def norms(model: Model) -> alt.Chart:
-    """The residual stream's norm at every block and position: one capture, and the massive first position in it."""
-    names = model.sites("resid_pre")
-    captured = assay.capture(model, SENTENCE, names)
-    texts = model.token_texts(model.tokens(SENTENCE))
-    rows = [
-        {"block": block, "position": position, "norm": float(norm), "token": f"{position} {texts[position]}"}
-        for block, name in enumerate(names)
-        for position, norm in enumerate(captured[name][0].norm(dim=-1))
-    ]
-    return (
-        alt.Chart(pd.DataFrame(rows), width=520, height=300)
-        .mark_rect()
-        .encode(
-            x=alt.X("token:N", sort=None, title=None, axis=alt.Axis(labelAngle=-60)),
-            y=alt.Y("block:O", title="entering block"),
-            color=alt.Color(
-                "norm:Q",
-                title="norm of resid_pre",
-                scale=alt.Scale(type="log"),
-                legend=alt.Legend(format=".2~s"),
-            ),
-        )
-    )
+def drawn(place: str) -> Picture:
+    """Draw one picture.
+
+    Args:
+        place: a key of one of the tables.
+    """
+    return OF_SMOLLM2[place](smollm2()) if place in OF_SMOLLM2 else {**OF_KNOWN, **LONG}[place]()
 
 
-def saved(model: Model) -> alt.LayerChart:
-    """Block-tokens of a state patch of every layer, by the position patched: counted, beside full forwards."""
-    length, layers = len(model.tokens(SENTENCE)), model.n_layers
-    recording = record(model, SENTENCE)
-    tokens = 0
-
-    def count(_: object, args: tuple[torch.Tensor, ...]) -> None:
-        nonlocal tokens
-        tokens += args[0].shape[0] * args[0].shape[1]
-
-    rows = []
-    mlps = [
-        block.mlp for block in model.parts.blocks if block.mlp is not None
-    ]  # called where a block really runs
-    hooks = [mlp.register_forward_pre_hook(count) for mlp in mlps]
-    try:
-        for position in range(length):
-            tokens = 0
-            variants = [
-                (SiteEdit(f"resid_post.{layer}", 0 * recording.resid[0][:, :1], (position,)),)
-                for layer in range(layers)
-            ]
-            partial_forward(recording, variants, lambda logits: logits[..., 0])
-            rows.append({"position": position, "work": tokens, "way": "partial forwards"})
-            rows.append({"position": position, "work": layers * layers * length, "way": "full forwards"})
-    finally:
-        for hook in hooks:
-            hook.remove()
-    chart = alt.Chart(pd.DataFrame(rows), width=520, height=260).encode(
-        x=alt.X("position:Q", title="position patched, in all layers"),
-        y=alt.Y("work:Q", title="block-tokens computed", scale=alt.Scale(type="log")),
-        color=alt.Color("way:N", title=None),
-        strokeDash=alt.StrokeDash("way:N", title=None),
-    )
-    return alt.layer(chart.mark_line(point=True))
+@cache
+def smollm2() -> Model:
+    """The embedded model."""
+    return assay.load("smollm2")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -12,6 +12,7 @@ from assay.landscape.losses import squared_error
 from assay.landscape.samplers import SAMPLERS, sampler_of
 from assay.landscape.target import Target, target
 from assay.landscape.walks import Walk, bias_of_loss
+from assay.report.theme import config
 
 N_BETA, GAMMA, COPIES = 20.0, 10.0, 24
 BATCHES = {"all of the data": None, "batches of 8": 8}
@@ -135,4 +136,4 @@ def drawn(frame: pd.DataFrame, title: str, names: tuple[str, str], lines: Sequen
         )
         column = alt.Column("which:N", title=str(data), sort=list(part["which"].unique()))
         rows.append(layers.facet(column=column))
-    return alt.vconcat(*rows).resolve_scale(y="independent")
+    return alt.vconcat(*rows).resolve_scale(y="independent").configure(**config("light"))
