@@ -1,7 +1,6 @@
 """What is sampled: a module's weights, a loss, and the data the loss is taken over."""
 
 import hashlib
-import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[An
 ROWS, TOKENS = 4096, 1024
 """Examples in one block of a pass over all of the data; of token ids, which make large outputs, so many tokens."""
 WORK = 4e10
-"""Parameters times examples (or tokens) of a look at the anchor, unless chains see all of the data."""
+"""Parameters times examples (or tokens) of a pass over all of the data; where it would be more, some stand for all."""
 KEPT = 2**28
 """Bytes of the anchor's outputs that are kept; more are computed anew for each batch."""
 
@@ -56,8 +55,7 @@ class Target:
         named_in_mask: the parameters a mask names, which alone are sampled; None where there is no mask.
         given: the data as they were given, where the loss reads others.
         model: the language model whose module it is, where it is one.
-        work: parameters times examples (or tokens) of a look at the anchor; where it would be more, some examples
-            stand for all.
+        thorough: whether looks at the anchor go through all of the data, whatever they cost.
     """
 
     module: nn.Module
@@ -68,7 +66,7 @@ class Target:
     named_in_mask: frozenset[str] | None = None
     given: tuple[Tensor, ...] | None = None
     model: Model | None = None
-    work: float = WORK
+    thorough: bool = False
 
     @property
     def n(self) -> int:
@@ -146,8 +144,8 @@ class Target:
         each = sum(value.numel() for value in self.module.parameters()) * (
             inputs.shape[1] if _are_ids(inputs) else 1
         )
-        count = max(1, int(min(self.n, self.work // each)))
-        if count == self.n:
+        count = max(1, min(self.n, int(WORK // each)))
+        if self.thorough or count == self.n:
             return self.data
         rows = torch.linspace(0, self.n - 1, count, device=self.device).round().long()
         return tuple(part[rows] for part in self.data)
@@ -157,29 +155,18 @@ class Target:
         """Number of examples that a look at the anchor goes through."""
         return len(self.looked_at[0])
 
-    def looking_at_all(self) -> "Target":
-        """Give the same, where looks at the anchor go through all of the data: for chains that see all of them."""
-        return self if self.seen == self.n else replace(self, work=math.inf)
-
     def blocks(self) -> Iterator[tuple[Tensor, ...]]:
         """Go through the data that are looked at, `seen` examples, in blocks that fit in memory."""
-        return in_blocks(self.looked_at)
+        rows = rows_at_once(self.data[0])
+        return zip(*(part.split(rows) for part in self.looked_at), strict=True)
 
     @cached_property
     def anchor_loss(self) -> Tensor:
         """Mean loss at the anchor over the data that are looked at, (), float64."""
-        return self._anchor_loss(self.looked_at)
-
-    @cached_property
-    def whole_loss(self) -> Tensor:
-        """Mean loss at the anchor over all of the data, (), float64."""
-        return self.anchor_loss if self.seen == self.n else self._anchor_loss(self.data)
-
-    def _anchor_loss(self, data: tuple[Tensor, ...]) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad(), self.evaluating():
-            for batch in in_blocks(data):
-                total += self.loss(self.module, batch).mean() * (len(batch[0]) / len(data[0]))
+            for batch in self.blocks():
+                total += self.loss(self.module, batch).mean() * (len(batch[0]) / self.seen)
         return total
 
     def paired(self, losses: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
@@ -354,12 +341,6 @@ def _tensors(data: Data) -> tuple[Tensor, ...]:
         f"data is a {type(data).__name__}: expected a tensor, a tuple of tensors, a Dataset with a length, or "
         "a DataLoader of one."
     )
-
-
-def in_blocks(data: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Go through data in blocks that fit in memory."""
-    rows = rows_at_once(data[0])
-    return zip(*(part.split(rows) for part in data), strict=True)
 
 
 def rows_at_once(inputs: Tensor) -> int:
