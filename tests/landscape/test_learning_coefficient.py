@@ -10,6 +10,7 @@ from torch import nn
 
 from assay.errors import BadInput
 from assay.estimates.convergence import convergence
+from assay.landscape import target as target_module
 from assay.landscape.defaults import stepping
 from assay.landscape.learning_coefficient import LearningCoefficient, learning_coefficient
 from assay.landscape.learning_coefficient_checks import judge
@@ -312,6 +313,39 @@ def test_a_calibrated_run_again_and_in_pieces_is_the_same(chosen: Result, tmp_pa
     whole = learning_coefficient(module, squared_error, data, **given, out=tmp_path)
     assert whole.dataset.sizes["chain"] == 5
     assert len(set(whole.dataset["step_size"].values[:3])) == 1
+
+
+@pytest.mark.parametrize("batch", [None, 20])
+def test_where_not_all_data_are_looked_at_the_estimate_is_over_all_of_them_all_the_same(
+    monkeypatch, batch: int | None
+) -> None:
+    _, module, (inputs, answers) = network((3, 4, 3), 2, 60)
+    data = (inputs, answers + torch.randn(60, 3, generator=generator(5)))
+    module = fitted(module, data)
+    same = {"step_size": 1e-3, "draws": 400, "burn_in": 100, "n_beta": 12.0, "batch_size": batch}
+    whole = learning_coefficient(module, squared_error, data, **same).dataset
+    monkeypatch.setattr(target_module, "WORK", 5.5 * 24)  # five examples
+    few = learning_coefficient(module, squared_error, data, **same).dataset
+    looked = float(few["anchor_loss"]) == pytest.approx(float(whole["anchor_loss"]))
+    assert looked == (batch is None)
+    # five examples are no minimum, so that with batches the number is withheld
+    tolerance = 1e-3 if batch is None else 4 * float(whole["llc_stderr"])
+    assert float(few["llc_raw"]) == pytest.approx(float(whole["llc_raw"]), abs=tolerance)
+    assert np.isnan(few["llc"]) == (batch is not None)
+
+
+def fitted(module: nn.Module, data: tuple[torch.Tensor, ...]) -> nn.Module:
+    """Bring a network to a minimum on noisy data."""
+    descent = torch.optim.LBFGS(module.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        descent.zero_grad()
+        found = squared_error(module, data).mean()
+        found.backward()
+        return found
+
+    descent.step(loss)
+    return module
 
 
 def test_the_budget_is_kept_and_named(measured: Result) -> None:

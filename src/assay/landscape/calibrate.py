@@ -33,7 +33,7 @@ from assay.landscape.learning_coefficient import LearningCoefficient
 from assay.landscape.learning_coefficient_checks import minimum
 from assay.landscape.learning_coefficient_settings import require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name, next_token
-from assay.landscape.minimum import Anchor, look
+from assay.landscape.minimum import Anchor
 from assay.landscape.target import Data, Target, target
 from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model
@@ -136,7 +136,7 @@ class Calibrate(Measurement):
     def prepare(self, model: Target) -> Plane:
         """Look at the anchor, and find the step size around which to look where none are given."""
         n_beta = self.temperatures(model)[len(self.temperatures(model)) // 2]
-        anchor = look(model, n_beta)
+        anchor = self.at(n_beta).prepare(model)
         if self.step_sizes is not None:
             return Plane(anchor, self.step_sizes, float("nan"))
         aim = Aim(None, self.burn_in, 8, 0.05, 1.0, self.burn_in + 8)

@@ -147,8 +147,8 @@ class LearningCoefficient(Measurement):
         return self.chains_at_once or (self.chains if model.d < LARGE else 1)
 
     def prepare(self, model: Target) -> Anchor:
-        """Look at the anchor: its loss over all of the data, and whether it is a minimum."""
-        return look(model, self.temperature(model))
+        """Look at the anchor: its loss, and whether it is a minimum, over all of the data if chains see all of them."""
+        return look(replace(model, thorough=self.batch(model) is None), self.temperature(model))
 
     def measure(self, model: Target, unit: Unit, shared: Anchor) -> Pieces:
         """Walk a group of chains until it has its share of the precision asked for."""
