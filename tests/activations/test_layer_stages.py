@@ -9,6 +9,7 @@ from scipy import stats
 
 import assay
 from assay.activations.depth.output_moments import output_moments
+from assay.activations.layer_stages import KURTOSIS
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.models.intervention import capture
@@ -21,7 +22,7 @@ INPUTS = torch.randint(3, 101, (3, 9), generator=torch.Generator().manual_seed(1
 
 
 def look(model: Model, inputs: Any = INPUTS, **changed: Any) -> assay.Result:
-    given = {"read": 4, "baseline_inputs": 1, "random_directions": 64, "resamples": 40, **changed}
+    given = {"read": 4, "baseline_inputs": 1, "resamples": 40, **changed}
     return assay.layer_stages(model, inputs, **given)
 
 
@@ -82,13 +83,69 @@ def test_neurons_made_to_raise_or_lower_one_token_are_found(make_tiny_llama: Any
         down = model.module.model.layers[1].mlp.down_proj.weight
         down[0, :10], down[0, 10:13] = 40.0, -40.0  # of 56 neurons
         model.module.model.layers[2].mlp.down_proj.weight[0] = 0.0
-    dataset = look(model).dataset
-    share = dataset["neuron_share"]
+    result = look(model)
+    dataset, share = result.dataset, result.dataset["neuron_share"]
     assert float(share.sel(kind="prediction", layer=1)) == pytest.approx(10 / 56)
     assert float(share.sel(kind="suppression", layer=1)) == pytest.approx(3 / 56)
     assert float(share.sel(layer=2).sum()) == 0
     assert (dataset["neuron_share_low"] <= share).all() and (share <= dataset["neuron_share_high"]).all()
-    assert (dataset["baseline_neuron_share"] == 0).all()
+    # in another order a large weight meets the coordinate that token 5 reads in one neuron of 64
+    assert (dataset["baseline_neuron_share"] <= 1 / 56).all()
+    assert verdict(result, "G303") == "pass"
+
+
+def verdict(result: assay.Result, code: str) -> str:
+    return {check.code: check.verdict for check in result.checks}[code]
+
+
+def test_the_baseline_finds_neurons_wherever_the_unembedding_alone_has_heavy_tails(
+    make_tiny_llama: Any,
+) -> None:
+    """Each coordinate is read by one token of its own: whatever a neuron writes, in any order, speaks of few."""
+    model = make_tiny_llama(hidden_size=64, tie_word_embeddings=False, vocab_size=401)
+    with torch.no_grad():
+        model.module.lm_head.weight.copy_(torch.eye(401, 64))
+    own, shuffled, other = (output_moments(model, seed=seed) for seed in (None, 1, 2))
+    for moments in (shuffled, other):
+        np.testing.assert_allclose(moments[0], own[0], rtol=1e-4)
+        np.testing.assert_allclose(moments[1], own[1], rtol=1e-3, atol=1e-4)
+    result = look(model, seed=1)
+    share, baseline = result.dataset["neuron_share"], result.dataset["baseline_neuron_share"]
+    assert (share == baseline).all() and float(share.sum("kind").min()) > 0.5
+    assert verdict(result, "G303") == "warn"
+
+
+def test_the_order_of_output_weights_is_drawn_by_the_seed(make_tiny_llama: Any) -> None:
+    """The weights of the unembedding are heavy in half of the coordinates, so that the order matters."""
+    model = make_tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.module.lm_head.weight[:, :16] **= 5
+    drawn = [output_moments(model, seed=seed)[0] for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
+    own = output_moments(model)[0]
+    assert drawn[0].shape == own.shape and not torch.allclose(drawn[0], own)
+    for seed in (1, 2):
+        share = look(model, seed=seed).dataset["baseline_neuron_share"].sum("kind")
+        heavy = output_moments(model, seed=seed)[0] > KURTOSIS
+        np.testing.assert_allclose(share, heavy.double().mean(1))
+
+
+def test_an_untrained_model_has_its_twins_stages_and_no_neurons_that_tell(tiny_llama: Model) -> None:
+    result = look(tiny_llama)
+    assert float(result.dataset["neuron_share"].sum()) == 0
+    assert (verdict(result, "G302"), verdict(result, "G303")) == ("warn", "warn")
+
+
+@pytest.mark.smollm2
+def test_a_trained_model_has_stages_of_its_own(smollm2: Model) -> None:
+    inputs = [smollm2.tokens("The Eiffel Tower is located in the city of Paris, and the Colosseum in Rome.")]
+    assert verdict(look(smollm2, inputs, neurons=False, read=2), "G302") == "pass"
+
+
+def test_two_layers_are_too_few_for_a_course(make_tiny_llama: Any) -> None:
+    """KL relative to the first layer is 1 and 0 in every such model."""
+    codes = {check.code for check in look(make_tiny_llama(num_hidden_layers=2)).checks}
+    assert "G302" not in codes and "G303" in codes
 
 
 def test_checks_and_settings(tiny_llama: Model) -> None:
@@ -103,7 +160,6 @@ def test_checks_and_settings(tiny_llama: Model) -> None:
     [
         ("llama", {"inputs": []}, "the list is empty"),
         ("llama", {"read": 0}, "read=0"),
-        ("llama", {"random_directions": 1}, "random_directions=1"),
         ("llama", {"resamples": 1}, "resamples"),
         ("gemma2", {}, "pass neurons=False"),
         ("mixtral", {}, "pass neurons=False"),
@@ -116,4 +172,4 @@ def test_bad_input_is_refused(kind: str, changed: dict[str, Any], message: str) 
 
 def test_the_curves_alone_need_no_neurons() -> None:
     dataset = look(wrap(FAMILIES["gemma2"].build()), neurons=False).dataset
-    assert float(dataset["stage"].sel(curve="kl_from_final")[-1]) < 1e-4 and "kind" not in dataset.coords
+    assert float(dataset["stage"].sel(curve="kl_to_final")[-1]) < 1e-4 and "kind" not in dataset.coords

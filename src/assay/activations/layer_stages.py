@@ -10,8 +10,10 @@ Lad, Gurnee and Tegmark 2024 (2406.19384) tell four stages by these curves: deto
 without a guess), prediction ensembling (prediction neurons, falling entropy), residual sharpening (suppression neurons,
 the last layers). Kurtosis and skewness as in Gurnee et al. 2024 (2401.12181).
 
-The baseline is as many random directions as there are neurons drawn, read through the same unembedding; and the same
-curves of an untrained twin.
+The baseline of the curves is an untrained twin's. That of the neurons is the same neurons with their output weights in
+another order: what is heavy about the weights and about the unembedding alone is still there, and where they meet is
+not. (Random directions and a twin's neurons would show nothing whatever the unembedding: sums over many coordinates of
+Gaussian weights are nearly Gaussian.)
 
 Cost: one forward an input, one unembedding a layer and position that is read; the neurons once, by matrix products.
 
@@ -31,7 +33,7 @@ from torch import Tensor
 from assay.activations.checks.stages import stages_checks
 from assay.activations.clean_run import CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
-from assay.activations.depth.output_moments import output_moments, random_moments
+from assay.activations.depth.output_moments import output_moments
 from assay.activations.divergence import kl_divergence, log_probabilities
 from assay.activations.effects import PARTS
 from assay.activations.prompt_pairs import Prompts
@@ -46,7 +48,7 @@ from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
 
-CURVES = ("entropy", "kl_from_final", "top1_agreement")
+CURVES = ("entropy", "kl_to_final", "top1_agreement")
 """What is read after each layer."""
 KURTOSIS = 10.0
 """Above it a neuron speaks of few tokens."""
@@ -62,22 +64,21 @@ class LayerStages(Measurement):
         neurons: tell prediction and suppression neurons; needs MLPs with neurons that write straight into the stream.
         read: positions read of each input at most, evenly spread; ``None`` for all.
         baseline_inputs: inputs that an untrained twin reads too; 0 for none.
-        random_directions: read through the unembedding, beside the neurons.
         resamples: of the bootstrap over inputs.
-        seed: of the twin, the random directions and the bootstrap.
+        seed: of the twin, the order of output weights and the bootstrap.
     """
 
     name: ClassVar[str] = "layer_stages"
+    revision: ClassVar[int] = 2
     inputs: tuple[Tokens, ...]
     neurons: bool = True
     read: int | None = 16
     baseline_inputs: int = 2
-    random_directions: int = 512
     resamples: int = 2000
     seed: int = 0
 
     def plan(self, model: Model) -> Sequence[Unit]:
-        """One unit an input; one of the neurons; one an input of the twin.
+        """One unit an input; one an input of the twin; one of the neurons, and one of their baseline.
 
         Raises:
             BadInput: inputs of different lengths, neurons that do not write straight into the stream, or a setting out
@@ -88,14 +89,14 @@ class LayerStages(Measurement):
             seed=self.seed, resamples=self.resamples, baseline_inputs=self.baseline_inputs, max_rows=None
         )
         self._positions(len(self.inputs[0]))
-        if self.random_directions < 2:  # noqa: PLR2004
-            raise BadInput(f"random_directions={self.random_directions}: give 2 or more")
         units = [Unit(f"input-{i:05d}", {"input": i, "twin": False}) for i in range(len(self.inputs))]
         few = range(min(self.baseline_inputs, len(self.inputs)))
         units += [Unit(f"twin-{i:05d}", {"input": i, "twin": True}) for i in few]
         if self.neurons:
             require_neurons(model)
-            units.append(Unit("neurons", {}, cost=10.0))
+            units += [
+                Unit(name, {"shuffled": name != "neurons"}, cost=10.0) for name in ("neurons", "shuffled")
+            ]
         return units
 
     def prepare(self, model: Model) -> Model | None:
@@ -104,10 +105,9 @@ class LayerStages(Measurement):
 
     def measure(self, model: Model, unit: Unit, shared: Model | None) -> Pieces:
         """Read one input after every layer, or the neurons' output weights."""
-        if unit.name == "neurons":
-            moments = output_moments(model)
-            random = random_moments(model, self.random_directions, self.seed)
-            return {"kurtosis": moments[0], "skewness": moments[1], "random": random}
+        if "shuffled" in unit.detail:
+            kurtosis, skewness = output_moments(model, seed=self.seed if unit.detail["shuffled"] else None)
+            return {"kurtosis": kurtosis, "skewness": skewness}
         studied = shared if unit.detail["twin"] else model
         assert studied is not None  # twins are planned only where one is made
         return {"curves": self._curves(studied, self.inputs[unit.detail["input"]])}
@@ -130,7 +130,8 @@ class LayerStages(Measurement):
         if twin:
             variables["baseline_stage"] = (dims, torch.stack(twin).double().mean(0).numpy())
         if self.neurons:
-            variables |= _neuron_variables(pieces["neurons"])
+            variables |= _neuron_variables("neuron_share", pieces["neurons"])
+            variables |= _neuron_variables("baseline_neuron_share", pieces["shuffled"])
         coordinates = {
             "curve": list(CURVES),
             "layer": np.arange(model.n_layers),
@@ -148,7 +149,7 @@ class LayerStages(Measurement):
         )
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """The last layer is the model, the twin has no such stages, random directions no such tails."""
+        """The last layer is the model, the twin has no such stages, shuffled neurons no such tails."""
         return stages_checks(dataset)
 
     def _positions(self, length: int) -> tuple[int, ...]:
@@ -194,23 +195,16 @@ def require_neurons(model: Model) -> None:
         )
 
 
-def _neuron_variables(piece: Pieces) -> dict[str, Any]:
-    """The share of each kind of neuron in each layer, with Wilson's interval, and of random directions."""
+def _neuron_variables(name: str, piece: Pieces) -> dict[str, Any]:
+    """The share of each kind of neuron in each layer, with Wilson's interval."""
     kurtosis, skewness = piece["kurtosis"].double().numpy(), piece["skewness"].double().numpy()
-    heavy, random = kurtosis > KURTOSIS, piece["random"].double().numpy()
+    heavy = kurtosis > KURTOSIS
     shares = np.zeros((4, 2, len(kurtosis)))
     for place, chosen in enumerate((heavy & (skewness > 0), heavy & (skewness < 0))):
         for layer, row in enumerate(chosen):
             found = proportion(int(row.sum()), row.size)
             shares[:, place, layer] = found.value, found.stderr, found.low, found.high
-    variables: dict[str, Any] = {
-        f"neuron_share{part}": (("kind", "layer"), values) for part, values in zip(PARTS, shares, strict=True)
-    }
-    tails = [random[0] > KURTOSIS] * 2
-    signs = (random[1] > 0, random[1] < 0)
-    shared = [float((tail & sign).mean()) for tail, sign in zip(tails, signs, strict=True)]
-    variables["baseline_neuron_share"] = ("kind", np.array(shared))
-    return variables
+    return {f"{name}{part}": (("kind", "layer"), values) for part, values in zip(PARTS, shares, strict=True)}
 
 
 def _without(coordinates: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -226,7 +220,6 @@ def layer_stages(  # noqa: PLR0913 (settings of a verb)
     max_inputs: int | None = None,
     read: int | None = 16,
     baseline_inputs: int = 2,
-    random_directions: int = 512,
     resamples: int = 2000,
     seed: int = 0,
     **run: Unpack[RunOptions],
@@ -241,16 +234,15 @@ def layer_stages(  # noqa: PLR0913 (settings of a verb)
         max_inputs: use this many inputs at most, the first ones.
         read: positions read of each input at most, evenly spread; ``None`` for all.
         baseline_inputs: inputs that an untrained twin reads too; 0 for none.
-        random_directions: read through the unembedding, beside the neurons.
         resamples: of the bootstrap over inputs.
-        seed: of the twin, the random directions and the bootstrap.
+        seed: of the twin, the order of output weights and the bootstrap.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
     Returns:
-        A result whose dataset holds ``stage[curve, layer]`` (entropy and kl_from_final in nats, top1_agreement) with
+        A result whose dataset holds ``stage[curve, layer]`` (entropy and kl_to_final in nats, top1_agreement) with
         ``_stderr``, ``_low`` and ``_high`` over inputs, ``baseline_stage`` of the twin, ``neuron_share[kind, layer]``
-        of prediction and suppression neurons with Wilson's interval, and ``baseline_neuron_share`` of random
-        directions.
+        of prediction and suppression neurons with Wilson's interval, and ``baseline_neuron_share`` of the same
+        neurons with their output weights in another order.
 
     Raises:
         BadInput: an empty data set, inputs of different lengths, a model without such neurons, or a setting out of
@@ -261,7 +253,6 @@ def layer_stages(  # noqa: PLR0913 (settings of a verb)
         neurons=neurons,
         read=read,
         baseline_inputs=baseline_inputs,
-        random_directions=random_directions,
         resamples=resamples,
         seed=seed,
     )

@@ -31,7 +31,7 @@ def datasets(make_tiny_llama: Callable[..., Model]) -> dict[str, xr.Dataset]:
         "layer_surgery": assay.layer_surgery(model, INPUTS, operations=operations, draws=2, **few).dataset,
         "layer_horizon": assay.layer_horizon(model, INPUTS, **few).dataset,
         "layer_paths": assay.layer_paths(model, INPUTS, **few).dataset,
-        "layer_stages": assay.layer_stages(model, INPUTS, read=3, random_directions=8, **few).dataset,
+        "layer_stages": assay.layer_stages(model, INPUTS, read=3, **few).dataset,
     }
 
 
@@ -67,7 +67,9 @@ def test_tables_hold_every_number(datasets: dict[str, xr.Dataset]) -> None:
     stages, cells = datasets["layer_stages"], layer_stages.frame(datasets["layer_stages"])
     row = cells.query("curve == 'entropy' and kind == 'model' and layer == 1").iloc[0]
     assert row["value"] == float(stages["stage"].sel(curve="entropy", layer=1))
-    assert set(cells["curve"]) == {"entropy", "kl_from_final", "top1_agreement", "prediction", "suppression"}
+    row = cells.query("curve == 'suppression' and kind == 'baseline' and layer == 2").iloc[0]
+    assert row["high"] == float(stages["baseline_neuron_share_high"].sel(kind="suppression", layer=2)) > 0
+    assert set(cells["curve"]) == {"entropy", "kl_to_final", "top1_agreement", "prediction", "suppression"}
 
 
 @pytest.mark.parametrize("name", ["layer_surgery", "layer_horizon", "layer_paths"])

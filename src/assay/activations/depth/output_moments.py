@@ -8,27 +8,24 @@ from assay.models.model import Model
 DIRECTIONS_AT_ONCE = 256
 
 
-def output_moments(model: Model) -> tuple[Tensor, Tensor]:
+def output_moments(model: Model, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
     """Kurtosis and skewness of what each neuron adds to the logits, through the final norm's weight.
 
     Args:
         model: a decoder whose neurons write straight into the stream.
+        seed: of a baseline: each neuron's output weights in an order of their own, drawn by this seed, so that they
+            keep their sizes and no longer meet the unembedding's directions. ``None`` for the order they have.
 
     Returns:
         (layer, neuron) each; a Gaussian has kurtosis 3.
     """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     found = []
     for block in model.parts.blocks:
         assert isinstance(block.mlp_down, nn.Module)  # callers have refused others
         weight = _matrix(block.mlp_down, model.d_model)
-        found.append(_moments(model, weight))
+        found.append(_moments(model, weight, generator))
     return torch.stack([kurtosis for kurtosis, _ in found]), torch.stack([skewness for _, skewness in found])
-
-
-def random_moments(model: Model, count: int, seed: int) -> Tensor:
-    """The same of random directions: kurtosis and skewness, (2, direction)."""
-    drawn = torch.randn(count, model.d_model, generator=torch.Generator().manual_seed(seed))
-    return torch.stack(_moments(model, drawn.to(model.device, model.dtype)))
 
 
 def _matrix(down: nn.Module, width: int) -> Tensor:
@@ -43,14 +40,16 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _moments(model: Model, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Kurtosis and skewness of directions (direction, d_model) over the vocabulary."""
+def _moments(model: Model, directions: Tensor, shuffling: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Kurtosis and skewness of directions (direction, d_model) over the vocabulary, their entries shuffled or not."""
     gain = _gain(model)
     unembed = model.parts.unembed
     assert unembed is not None  # callers have refused others
     weight = _weight(unembed)
     kurtosis, skewness = [], []
     for some in directions.split(DIRECTIONS_AT_ONCE):
+        if shuffling is not None:
+            some = some.gather(1, torch.rand(some.shape, generator=shuffling).argsort(1).to(some.device))
         added = ((some * gain) @ weight.T).float()
         centred = added - added.mean(-1, keepdim=True)
         square = centred.square()

@@ -13,7 +13,7 @@ from assay.report.theme import finished
 _TABLE = "layer_stages"
 _PANELS = {
     "entropy": "entropy (nats)",
-    "kl_from_final": "KL from the final prediction (nats)",
+    "kl_to_final": "KL(final || layer) (nats)",
     "top1_agreement": "top-1 is the final one",
     "prediction": "prediction neurons (share)",
     "suppression": "suppression neurons (share)",
@@ -72,9 +72,10 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Stages of inference",
             caption=(
                 f"Read after each layer; means over {told['inputs']} inputs of {told['tokens']} tokens, with 95% "
-                "intervals. The baseline of the curves is an untrained twin, that of the neurons random directions. A "
-                f"neuron counts whose additions to the logits have a kurtosis above {told['kurtosis']:g}: as a "
-                "prediction neuron with positive skewness, as a suppression neuron with negative."
+                "intervals. The baseline of the curves is an untrained twin, that of the neurons the same with their "
+                "output weights in another order. A neuron counts whose additions to the logits have a kurtosis above "
+                f"{told['kurtosis']:g}: as a prediction neuron with positive skewness, as a suppression neuron with "
+                "negative."
             ),
             draw=lambda: panel(cells),
             frame=cells,
@@ -99,7 +100,11 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
         for kind in dataset["kind"].values.astype(str):
             own = dataset.sel(kind=kind)
             add(kind, "model", *(own[f"neuron_share{part}"].values for part in ("", "_low", "_high")))
-            add(kind, "baseline", float(own["baseline_neuron_share"]))
+            add(
+                kind,
+                "baseline",
+                *(own[f"baseline_neuron_share{part}"].values for part in ("", "_low", "_high")),
+            )
     return pd.concat(tables, ignore_index=True)
 
 
