@@ -16,6 +16,7 @@ SITES = {
     "layer": ("attn_out", "mlp_out"), "attention": ("attn_out",), "mlp": ("mlp_out",), "head": ("z",),
     "neuron": ("mlp_act",),
 }  # fmt: skip
+WRITTEN = {"head": "attn_out", "neuron": "mlp_out"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class SlowAblation:
         seed = int(np.random.default_rng([self.seed, stream, number, *place]).integers(2**63))
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    def replacement(self, component: str, number: int, index: int, *, random: bool = False) -> Tensor:
+    def replacement(self, component: str, number: int, index: int) -> Tensor:
         """What stands in for a component at its site of some index, (pos, width of the part)."""
         kind, layer = component.split(".")[:2]
         every = self.activations(f"{SITES[kind][index]}.{layer}")[..., self.part(component)]
@@ -84,24 +85,43 @@ class SlowAblation:
         else:
             spread = every.flatten(0, 1).std(0, unbiased=False)
             value = own + self.noise * spread * self.drawn(component, number, index, 0, own.shape)
-        if random:
-            direction = self.drawn(component, number, index, 1, own.shape)
-            size = (value - own).norm(dim=-1) / direction.norm(dim=-1)
-            value = own + size[:, None] * direction
         return value
+
+    def astray(self, component: str, number: int, index: int) -> tuple[str, Tensor]:
+        """Where the component's change meets the stream, and that site moved as far in a random direction."""
+        kind, layer = component.split(".")[:2]
+        site, part = f"{SITES[kind][index]}.{layer}", self.part(component)
+        change = self.replacement(component, number, index) - self.activations(site)[number][:, part]
+        if kind in WRITTEN:
+            path, _ = PORTS[self.kind][SITES[kind][0]]
+            weight = self.module.get_submodule(path.format(layer)).weight.detach()
+            rows = weight if self.kind == "gpt2" else weight.T  # (width of the site, d_model)
+            site, change = f"{WRITTEN[kind]}.{layer}", change @ rows[part]
+        direction = self.drawn(component, number, index, 1, change.shape)
+        size = change.norm(dim=-1) / direction.norm(dim=-1)
+        return site, self.activations(site)[number] + size[:, None] * direction
 
     def logits(self, number: int, component: str | None = None, *, random: bool = False) -> Tensor:
         """Logits of one input, with a component replaced, (pos, vocabulary)."""
         with torch.no_grad(), ExitStack() as stack:
             if component is not None:
                 kind, layer = component.split(".")[:2]
-                values = [
-                    self.replacement(component, number, i, random=random) for i in range(len(SITES[kind]))
-                ]
-                for site, value in zip(SITES[kind], values, strict=True):
-                    path, side = PORTS[self.kind][site]
+                count = range(len(SITES[kind]))
+                if random:
+                    edits = [(*self.astray(component, number, i), slice(None)) for i in count]
+                else:
+                    edits = [
+                        (
+                            f"{SITES[kind][i]}.{layer}",
+                            self.replacement(component, number, i),
+                            self.part(component),
+                        )
+                        for i in count
+                    ]
+                for site, value, part in edits:
+                    path, side = PORTS[self.kind][site.partition(".")[0]]
                     module = self.module.get_submodule(path.format(layer))
-                    stack.callback(self.hook(module, side, self.part(component), value).remove)
+                    stack.callback(self.hook(module, side, part, value).remove)
             return self.module(self.ids(number)).logits[0].double()
 
     def hook(self, module: nn.Module, side: str, part: slice, value: Tensor) -> Any:

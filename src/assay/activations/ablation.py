@@ -15,8 +15,9 @@ its value in another input at the same position (``resample``); itself with Gaus
 constant that loses least, learned (``optimal``, :mod:`assay.activations.components.optimal_constants`). ``freeze``
 turns this round: the embeddings carry noise, the component keeps its clean value, and effects are differences from the
 disturbed run: what it takes back. Besides modules, an edge (what one reader sees of one component) and a direction at
-a site can be replaced (:mod:`assay.activations.components.links`). The baseline moves the component as far, token by
-token, in a random direction: a component whose replacement does no more than that is not shown to carry anything.
+a site can be replaced (:mod:`assay.activations.components.links`). The baseline changes what is added to the residual
+stream by as much as the replacement does, token by token, but in a random direction: a component whose replacement does
+no more than that is not shown to carry anything.
 
 Intervals are bootstrapped over inputs (BCa); p-values are Student's, over inputs, for a mean of zero, and adjusted over
 the scan (Benjamini and Hochberg 1995).
@@ -88,7 +89,7 @@ class Ablation(Measurement):
     """
 
     name: ClassVar[str] = "ablation"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: tuple[Tokens, ...]
     components: tuple[str, ...] = ("heads", "mlp")
     value: Value = "mean"
@@ -287,6 +288,7 @@ class Ablation(Measurement):
             "value": self.value,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
+            "baseline_inputs": min(self.baseline_inputs, len(self.inputs)),
             "engine": engine_named([piece["fallback"] for piece in units]),
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from assay.models.partial import Recording, SiteEdit, Variant
@@ -19,6 +20,8 @@ SITES: dict[Kind, tuple[str, ...]] = {
     "embed": ("resid_pre",),
 }
 """What each kind writes."""
+ADDED: dict[Kind, str] = {"head": "attn_out", "neuron": "mlp_out"}
+"""Where what a part of a block writes meets the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,51 @@ class Component:
             The edits, at every position.
         """
         return tuple(self.edit(site, recording.sites[site], value) for site, value in values.items())
+
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How a replacement changes what is added to the residual stream.
+
+        Args:
+            recording: the run, with the sites it needs.
+            values: what to put in the place of its part of each site, as wide as the part.
+
+        Returns:
+            By the site where it is added, (row, pos, d_model).
+        """
+        before, after = self._added(recording), self._added(recording, values)
+        return {site: after[site] - before[site] for site in before}
+
+    def moved(self, recording: Recording, change: Mapping[str, Tensor]) -> Variant:
+        """The edits that change what is added to the residual stream as if the component had.
+
+        Args:
+            recording: the run, with the sites it needs.
+            change: by site, as :meth:`change` gives it.
+
+        Returns:
+            The edits, at every position.
+        """
+        return tuple(SiteEdit(site, own + change[site]) for site, own in self._added(recording).items())
+
+    def _added(
+        self, recording: Recording, values: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]:
+        """What is added to the stream where it writes, with values in the place of its part or as it is."""
+        if self.kind not in ADDED:
+            return values or {site: recording.sites[site] for site in self.sites}
+        (site,) = self.sites
+        inside = recording.sites[site].clone()
+        if values:
+            self.part(inside).copy_(values[site])
+        block = recording.blocks.model.parts.blocks[self.layer]
+        head = self.kind == "head"
+        project, norm = (
+            (block.attention_out, block.after_attention) if head else (block.mlp_down, block.after_mlp)
+        )
+        assert project is not None  # its input is a site
+        with torch.no_grad():
+            added = project(inside.flatten(2))
+            return {f"{ADDED[self.kind]}.{self.layer}": added if norm is None else norm(added)}
 
     def edit(self, site: str, own: Tensor, value: Tensor) -> SiteEdit:
         """The edit that puts a value in the place of its part.

@@ -104,6 +104,11 @@ class Direction(Component):
         """The edit that sets the coordinate and nothing else."""
         return SiteEdit(site, own + (value - self.part(own)) * self._unit(own))
 
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How far the coordinate goes, along the direction."""
+        own = recording.sites[self.site]
+        return {self.site: (values[self.site] - self.part(own)) * self._unit(own)}
+
     def _unit(self, like: Tensor) -> Tensor:
         return torch.tensor(self.vector, dtype=like.dtype, device=like.device)
 
@@ -156,13 +161,22 @@ class Edge(Component):
         Raises:
             BadInput: the source's block does not add up to what it writes.
         """
-        change = sum(
-            self._written(value - self.part(recording.sites[site])) for site, value in values.items()
-        )
+        return self.moved(recording, self.change(recording, values))
+
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How the sum of what the source writes changes, under the edge's name."""
+        return {self.name: torch.stack([*self.source.change(recording, values).values()]).sum(0)}
+
+    def moved(self, recording: Recording, change: Mapping[str, Tensor]) -> Variant:
+        """The edit of what the reader reads, where the source's sum is changed.
+
+        Raises:
+            BadInput: the source's block does not add up to what it writes.
+        """
         stream = recording.resid[self.layer] if self.reader != "output" else recording.resid[-1]
         if self._from_the_middle:
             stream = recording.sites[f"resid_mid.{self.layer}"]
-        read = stream + self._factor(recording) * change
+        read = stream + self._factor(recording) * change[self.name]
         if self.reader == "output":
             return (SiteEdit(f"resid_post.{len(recording.resid) - 2}", read),)
         norm = self._norm
@@ -186,27 +200,6 @@ class Edge(Component):
     @property
     def _from_the_middle(self) -> bool:
         return self.reader == "mlp" and not self._block[2]
-
-    def _written(self, change: Tensor) -> Tensor:
-        """What a change of the source's part adds to the stream, (row, pos, d_model)."""
-        if self.source.kind not in ("head", "neuron"):
-            return change
-        assert self.model is not None  # edges are made by name, with their model
-        block = self.model.parts.blocks[self.source.layer]
-        if self.source.kind == "head":
-            project, width = block.attention_out, change.shape[-1]
-            whole = change.new_zeros(*change.shape[:-1], block.n_heads * width)
-            whole[..., self.source.index * width : (self.source.index + 1) * width] = change
-        else:
-            project = block.mlp_down
-            weight = getattr(project, "weight", None)
-            assert isinstance(weight, Tensor)  # neurons have a projection
-            entries = weight.numel() // self.model.d_model
-            whole = change.new_zeros(*change.shape[:-1], entries)
-            whole[..., self.source.index] = change[..., 0]
-        assert project is not None  # its input is what was replaced
-        with torch.no_grad():
-            return project(whole) - project(torch.zeros_like(whole[:1, :1]))
 
     def _factor(self, recording: Recording) -> float:
         """What the source's block multiplies contributions by: 1 but in a few families."""

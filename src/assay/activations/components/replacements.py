@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from assay.activations.components.component import Component
 from assay.models.intervention import capture
@@ -90,21 +91,22 @@ class Replacements:
 
         Args:
             component: which.
-            random: go as far as its replacement from what it is, in a random direction.
+            random: change the residual stream by as much at each position, in a random direction.
 
         Returns:
             The edits.
         """
-        values = {}
-        for site in component.sites:
-            own = component.part(self.recording.sites[site])
-            value = self._value(component, site, own)
-            if random:
-                direction = self._drawn(component, site, own, stream=1)
-                size = (value - own).norm(dim=-1, keepdim=True)
-                value = own + size * direction / direction.norm(dim=-1, keepdim=True)
-            values[site] = value
-        return component.variant(self.recording, values)
+        values = {
+            site: self._value(component, site, component.part(self.recording.sites[site]))
+            for site in component.sites
+        }
+        if not random:
+            return component.variant(self.recording, values)
+        astray = {}
+        for place, (site, change) in enumerate(component.change(self.recording, values).items()):
+            direction = normalize(self._drawn(component, place, change, stream=1), dim=-1)
+            astray[site] = change.norm(dim=-1, keepdim=True) * direction
+        return component.moved(self.recording, astray)
 
     def own(self, component: Component) -> Variant:
         """The edits that replace a component by what it is."""
@@ -121,17 +123,18 @@ class Replacements:
         assert self.statistics is not None  # every other value is made of them
         if self.value == "noise":
             spread = component.part(self.statistics.deviation[site][None])[0].to(own)
-            return own + self.noise * spread * self._drawn(component, site, own, stream=0)
+            place = component.sites.index(site)
+            return own + self.noise * spread * self._drawn(component, place, own, stream=0)
         if self.value == "mean":
             return component.part(self.statistics.mean[site][None])[0].to(own).expand_as(own)
         return component.part(self.statistics.position_mean[site]).to(own).expand_as(own)
 
-    def _drawn(self, component: Component, site: str, own: Tensor, stream: int) -> Tensor:
-        """Gaussian numbers of an input and a component, whatever else is measured beside them."""
+    def _drawn(self, component: Component, place: int, like: Tensor, stream: int) -> Tensor:
+        """Gaussian numbers of an input, a component and one of its sites, whatever else is measured beside them."""
         layer, index, *kind = component.place
-        place = (layer, index, component.sites.index(site), *kind)
         rows = []
         for number in self.inputs:
-            seed = int(np.random.default_rng([self.seed, stream, number, *place]).integers(2**63))
-            rows.append(torch.randn(own.shape[1:], generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows).to(own)
+            key = [self.seed, stream, number, layer, index, place, *kind]
+            seed = int(np.random.default_rng(key).integers(2**63))
+            rows.append(torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows).to(like)
