@@ -15,6 +15,7 @@ from assay.activations.indifferent import indifferent_copy
 from assay.activations.prompt_pairs import Gauge
 from assay.errors import BadInput
 from assay.models.model import Model, wrap
+from assay.report.charts.attribution_patching import findings
 from assay.runs.measurement import from_settings, settings
 from assay.zoo import copier as zoo
 from families import FAMILIES
@@ -155,6 +156,27 @@ def test_disagreement_is_told(model: Model) -> None:
     ]
 
 
+def test_why_there_were_no_partial_forwards_is_said(model: Model) -> None:
+    module = FAMILIES["llama"].build()
+    own = module.forward
+    module.forward = lambda input_ids, **given: own(
+        input_ids=input_ids, **{name: value for name, value in given.items() if name == "logits_to_keep"}
+    )
+    full = wrap(module)
+    results = (
+        run(full, exact=8, sites=("z",)),
+        run(full, exact=8, method="eap"),
+        assay.path_patch(full, CLEAN[0], CORRUPTED[0], senders=("mlp.0",), answer=7, baseline=False),
+    )
+    for result, code in zip(results, ("P205", "P306", "P403"), strict=True):
+        assert result.dataset.attrs["engine"].startswith("full forwards: ")
+        (check,) = (check for check in result.checks if check.code == code)
+        assert check.verdict == "warn"
+        assert result.dataset.attrs["engine"] in check.message
+    partial = run(model, exact=8, sites=("z",)).dataset
+    np.testing.assert_allclose(results[0].dataset["node_effect"], partial["node_effect"], rtol=0, atol=NATS)
+
+
 @pytest.mark.parametrize("method", ["atp", "atp_star"])
 def test_the_copier_s_verdicts(method: Any) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -181,6 +203,7 @@ def test_the_baseline_attributes_to_a_copy_of_the_seed(model: Model) -> None:
     ).dataset
     np.testing.assert_allclose(dataset["baseline_attribution_z"], other["attribution_z"], rtol=0, atol=NATS)
     assert float(dataset["baseline_total_effect"]) == pytest.approx(float(other["total_effect"]), abs=NATS)
+    assert int(dataset["baseline_replaced"]) == 1  # as many as the first pair differs in
 
 
 def test_the_metric_follows_from_what_is_given(model: Model) -> None:
@@ -212,6 +235,7 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
         ({"sites": ("z", "z")}, "each once"),
         ({"sites": ("pattern",)}, "choose from"),
         ({"exact": 3}, "at least 4"),
+        ({"seed": -1}, "seed=-1: give 0 or more"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(model: Model, changed: dict[str, Any], message: str) -> None:
@@ -229,6 +253,10 @@ def test_a_site_that_a_family_does_not_compute_is_refused() -> None:
 def test_the_chart_needs_a_site_that_was_attributed(model: Model) -> None:
     result = run(model, sites=("z", "mlp_out"), exact=8)
     assert "agreement" in result.chart(site="mlp_out").to_dict()["datasets"]
+    for site, part in (("k", "kv head"), ("z", "head")):
+        named = run(model, sites=(site,))
+        assert named.chart().to_dict()["title"]["text"] == f"AtP of {site}: strongest {part}"
+        assert f", {part} " in findings(named.dataset)[0].text
     with pytest.raises(BadInput, match="this result has z, mlp_out"):
         result.chart(site="q")
 

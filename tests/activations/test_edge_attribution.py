@@ -290,6 +290,7 @@ def test_intervals_and_baseline(model: Model) -> None:
         copied, tokens, pairs.corrupted[:1], answer=pairs.answers[0], foil=pairs.foils[0], **given
     ).dataset
     np.testing.assert_allclose(several["baseline_score"], null["score"], rtol=0, atol=NATS)
+    assert int(several["baseline_replaced"]) == (torch.tensor(tokens) != ids[0]).sum()
 
 
 def test_names_of_edges(model: Model) -> None:
@@ -315,7 +316,9 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
     ("changed", "message"),
     [
         ({"steps": 0}, "one slope or more"),
+        ({"method": "eap_ig", "steps": 2}, "the adaptive rule takes 3 slopes"),
         ({"exact": 2}, "at least 4"),
+        ({"seed": -1}, "seed=-1: give 0 or more"),
         ({"foil": None, "metric": "logit_difference"}, "needs foil"),
     ],
 )  # fmt: skip
@@ -392,3 +395,8 @@ def test_the_chart_shows_the_first_edges(model: Model) -> None:
     assert len(tables["edge_attribution"]) == 5
     with pytest.raises(BadInput, match="top=0"):
         result.chart(top=0)
+    for method, steps, said in (
+        ("eap", 48, "one slope"), ("eap_star", 48, "one slope"), ("eap_ig", 3, "up to 3 slopes, adaptive"),
+    ):  # fmt: skip
+        picture = run(model, method=method, steps=steps).chart().to_dict()
+        assert picture["title"]["subtitle"] == said

@@ -59,7 +59,26 @@ def test_as_many_tokens_as_the_pair_differs_in_and_none_of_these(model: Model) -
         assert not {2, 4} & set(replaced)
     assert copied(model, 0) != copied(model, 1)
     nothing_shared = tuple(token + 1 for token in BASE)
-    assert sum(a != b for a, b in zip(copied(model, 0, nothing_shared), BASE, strict=True)) == 8
+    assert sum(a != b for a, b in zip(copied(model, 0, nothing_shared), BASE, strict=True)) == 12
+
+
+@pytest.mark.parametrize(("differing", "replaced"), [(5, 5), (6, 6), (9, 3)])
+def test_a_pair_that_differs_in_many_has_as_many_replaced_as_it_shares(
+    model: Model, differing: int, replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tuple(token + 1 if place < differing else token for place, token in enumerate(BASE))
+    found = copied(model, 0, source)
+    changed = [p for p, (a, b) in enumerate(zip(found, BASE, strict=True)) if a != b]
+    assert len(changed) == replaced
+    assert min(changed) >= differing  # none of those in which the pair differs
+    monkeypatch.setattr("assay.activations.indifferent.TOKENS_AT_ONCE", 24)  # two rows a pass
+    assert copied(model, 0, source) == found
+
+
+def test_no_more_are_tried_than_a_pass_should_hold(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("assay.activations.indifferent.MOST", 3)
+    source = tuple(token + 1 if place < 5 else token for place, token in enumerate(BASE))
+    assert sum(a != b for a, b in zip(copied(model, 0, source), BASE, strict=True)) == 3
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -96,10 +115,12 @@ def test_the_verdict(null: list[float], apart: float, verdict: str, figure: floa
             "baseline_score": ("node", null),
             "total_effect": 20.0,
             "baseline_total_effect": apart,
+            "baseline_replaced": 2,
         }
     )
     check = null_check("P305", dataset, {"score": "baseline_score"})
     assert (check.verdict, check.figure) == (verdict, pytest.approx(figure))
+    assert "a copy with 2 other tokens" in check.message
     assert LARGEST == 0.25
 
 
@@ -110,6 +131,7 @@ def test_the_worst_metric_decides() -> None:
             "baseline_effect": (("metric", "layer"), [[0.1, 0.2], [0.0, 0.09]]),
             "total_effect": ("metric", [2.0, 0.1]),
             "baseline_total_effect": ("metric", [0.0, 0.0]),
+            "baseline_replaced": 1.5,
         }
     )
     check = null_check("P102", dataset, {"effect": "baseline_effect"})

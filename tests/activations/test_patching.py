@@ -101,15 +101,17 @@ def test_several_pairs_have_intervals_over_pairs(kind: str, model: Model) -> Non
 
 def test_the_baseline_patches_from_copies_of_the_seed(kind: str, model: Model) -> None:
     dataset = patch(model, pairs=3, baseline_pairs=2, seed=5, positions=(3,)).dataset
-    expected, apart = [], []
+    expected, apart, replaced = [], [], []
     for pair in range(2):
         twin = slow(kind, model, pair)
         base = twin.run(twin.base_and_source[0])
         copied = copies(model, pair, seed=5 + pair)
         expected.append(twin.cell(1, 3, source=copied) - base)
         apart.append(twin.run(torch.tensor([copied])) - base)
+        replaced.append(int((torch.tensor([copied]) != twin.base_and_source[0]).sum()))
     found = dataset["baseline_effect"].sel(layer=1, position=3)
     np.testing.assert_allclose(found, torch.stack(expected).mean(0), rtol=0, atol=2 * NATS)
+    assert float(dataset["baseline_replaced"]) == np.mean(replaced) > 0
     total = dataset["baseline_total_effect"]
     np.testing.assert_allclose(total, torch.stack(apart).mean(0), rtol=0, atol=2 * NATS)
     other = patch(model, pairs=3, baseline_pairs=2, seed=6, positions=(3,)).dataset
@@ -248,6 +250,7 @@ def test_a_site_goes_by_either_name(name: str) -> None:
         ({"positions": ()}, "the prompts have 7, from 0 to 6"),
         ({"baseline_pairs": -1}, "baseline_pairs=-1"),
         ({"max_rows": 0}, "max_rows=0"),
+        ({"seed": -1}, "seed=-1: give 0 or more"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(changed: dict[str, Any], message: str) -> None:

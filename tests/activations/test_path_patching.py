@@ -59,13 +59,14 @@ def test_every_path_is_that_of_four_passes(model: Model, middle: Any, direction:
         assert np.isnan(dataset["effect"].sel(sender=sender, receiver=receiver))
 
 
-def test_a_whole_head_reads_together(model: Model) -> None:
+def test_a_whole_head_reads_together() -> None:
     """Nothing else stands between: the three inputs of a head, patched at once, are the head's own change."""
+    model = wrap(FAMILIES["gpt2"].build())
     dataset = run(model, senders=("resid.1",), receivers=("head.1.2", "q.1.2"), middle="recomputed").dataset
     patched = assay.capture(model, CLEAN, ["q.1", "k.1", "v.1"])
     edits = {
         f"{name}.1": assay.at(patched[f"{name}.1"][:, :, [head]], heads=[head])
-        for name, head in (("q", 2), ("k", 1), ("v", 1))
+        for name, head in (("q", 2), ("k", 2), ("v", 2))
     }
     logits = assay.intervene(model, CORRUPTED, edits)["logits"][0, -1]
     base = assay.capture(model, CORRUPTED, "logits")["logits"][0, -1]
@@ -148,6 +149,7 @@ def test_intervals_are_over_pairs_and_the_baseline_is_of_a_copy() -> None:
         copied, tokens, pairs.corrupted[:1], answer=pairs.answers[0], foil=pairs.foils[0], **given
     ).dataset
     np.testing.assert_allclose(several["baseline_effect"], null["effect"], rtol=0, atol=NATS)
+    assert int(several["baseline_replaced"]) == (torch.tensor(tokens) != ids[0]).sum()
 
 
 def test_settings_make_the_same_measurement_again(model: Model) -> None:
@@ -164,9 +166,11 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
         ({"senders": ()}, "none is no sender"),
         ({"receivers": ("k.0.2",)}, "k.0.2 is no receiver here"),
         ({"receivers": ()}, "none is no receiver"),
+        ({"receivers": ("q.1.2", "head.1.2")}, r"head.1.2 shares .* Give q.1.2 .* k.1.1 and v.1.1 are its group's"),
         ({"senders": ("mlp.2",), "receivers": ("q.1.0",)}, "reads before any sender writes"),
         ({"positions": (7,)}, "the prompts have 7"),
         ({"positions": ()}, "the prompts have 7"),
+        ({"seed": -1}, "seed=-1: give 0 or more"),
         ({"answer": None, "metric": "probability"}, "probability needs answer="),
     ],
 )  # fmt: skip

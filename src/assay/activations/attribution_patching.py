@@ -36,6 +36,7 @@ from assay.activations.checks.attribution import attribution_checks
 from assay.activations.circuits.agreement import agreement, first_and_random
 from assay.activations.circuits.node_scores import SUMMED, Contrast, NodeMethod, attribute
 from assay.activations.effects import PARTS
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired
 from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput
@@ -65,6 +66,7 @@ class Shared:
         base: the metric of each base run, (pair,).
         null: attributions between the first base prompt and an indifferent copy, by site; empty for none.
         apart: by how much the copy moves the metric.
+        replaced: in how many tokens the copy differs.
         chosen: nodes that are patched exactly, (node, 4): site, layer, position, and head or neuron, or -1.
         recordings: of the base runs, for exact patching; empty where nothing is patched.
     """
@@ -74,6 +76,7 @@ class Shared:
     base: Tensor
     null: dict[str, Tensor]
     apart: float
+    replaced: int
     chosen: Tensor
     recordings: list[Recording]
 
@@ -89,19 +92,17 @@ class AttributionPatching(Paired):
         metric: what is measured at the last position.
         exact: nodes that are patched exactly, half of them those ranked first; 0 for none.
         baseline: also attribute between the first base prompt and a copy where nothing is to be found.
-        seed: of the random nodes, the copy's tokens and the bootstrap.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
     name: ClassVar[str] = "attribution_patching"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     sites: tuple[str, ...] = ("resid_post", "q", "k", "v", "z", "mlp_out")
     method: NodeMethod = "atp"
     direction: Direction = "denoise"
     metric: Metric = "logit_difference"
     exact: int = 64
     baseline: bool = True
-    seed: int = 0
     max_rows: int | None = None
 
     def prepare(self, model: Model) -> Shared:
@@ -110,17 +111,18 @@ class AttributionPatching(Paired):
         found = [attribute(pair, self.method) for pair in pairs]
         effects = {name: torch.stack([one.nodes[name] for one in found]) for name in self.sites}
         null: dict[str, Tensor] = {}
-        apart = 0.0
+        apart, replaced = 0.0, 0
         if self.baseline:
             copied = pairs[0].indifferent(self.seed)
             null = dict(attribute(copied, self.method).nodes)
             apart = copied.measured - found[0].value
+            replaced = int((copied.source != copied.base).sum())
         chosen = self._choose(effects)
         neurons = sorted({name for name in self.sites if AXES.get(name) == "neuron" or name not in SUMMED})
         kept = [site for name in neurons for site in model.sites(name)]
         recordings = [record(model, pair.base, sites=kept) for pair in pairs] if len(chosen) else []
         base = torch.tensor([one.value for one in found])
-        return Shared(pairs, effects, base, null, apart, chosen, recordings)
+        return Shared(pairs, effects, base, null, apart, replaced, chosen, recordings)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The attributions, and the exact nodes some at a time.
@@ -147,10 +149,11 @@ class AttributionPatching(Paired):
                 **named,
                 **null,
                 "apart": torch.tensor(shared.apart),
+                "replaced": torch.tensor(shared.replaced),
                 "base": shared.base,
                 "source": torch.tensor([pair.measured for pair in shared.pairs]),
                 "chosen": shared.chosen,
-                "fallback": torch.tensor(any(recording.fallback for recording in shared.recordings)),
+                "fallback": reason_kept(shared.recordings[0].fallback if shared.recordings else ""),
             }
         start = unit.detail["start"]
         nodes = shared.chosen[start : start + AT_ONCE].tolist()
@@ -176,6 +179,7 @@ class AttributionPatching(Paired):
                 variables[f"baseline_attribution_{name}"] = (_dims(name), null)
         if self.baseline:
             variables["baseline_total_effect"] = ((), float(one["apart"]))
+            variables["baseline_replaced"] = ((), int(one["replaced"]))
         coords = self._coordinates(model)
         if self.exact:
             chosen = one["chosen"].numpy()
@@ -190,7 +194,7 @@ class AttributionPatching(Paired):
         for name, (dims, samples) in named.items():
             for part, values in zip(PARTS, mean_interval(samples), strict=True):
                 variables[name + part] = (dims, values, self.few if part else {})
-        return xr.Dataset(variables, coords, self._attributes(model, bool(one["fallback"])))
+        return xr.Dataset(variables, coords, self._attributes(model, one))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
         """The prompts differ, attribution agrees with patching, little is missed, little is found where nothing is."""
@@ -256,14 +260,14 @@ class AttributionPatching(Paired):
             "differs": ("position", differs.any(0)),
         }
 
-    def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
+    def _attributes(self, model: Model, one: Pieces) -> dict[str, Any]:
         return {
             **self.described(model),
             "sites": ", ".join(self.sites),
             "method": self.method,
             "direction": self.direction,
             "metric": self.metric,
-            "engine": "full forwards" if fallback else "partial forwards",
+            "engine": engine_named([one["fallback"]]),
         }
 
     def _validate(self, model: Model) -> None:

@@ -27,6 +27,7 @@ from assay.activations.attribution_patching import require_slope
 from assay.activations.checks.edges import edge_checks
 from assay.activations.circuits.agreement import agreement, first_and_random
 from assay.activations.circuits.edge_scores import (
+    PART,
     EdgeMethod,
     EdgeScores,
     Quadrature,
@@ -36,6 +37,7 @@ from assay.activations.circuits.edge_scores import (
 from assay.activations.circuits.graph import Graph, graph_of
 from assay.activations.circuits.node_scores import Contrast
 from assay.activations.effects import PARTS
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired
 from assay.activations.prompt_pairs import Direction, Metric
 from assay.errors import BadInput
@@ -61,6 +63,7 @@ class Shared:
         scored: the scores of each.
         null: scores between the first base prompt and an indifferent copy, (sender, receiver); empty for none.
         apart: by how much the copy moves the metric.
+        replaced: in how many tokens the copy differs.
         chosen: sender and receiver of the edges patched exactly, (edge, 2).
         recordings: of the base runs, for exact patching; empty where nothing is patched.
     """
@@ -70,6 +73,7 @@ class Shared:
     scored: list[EdgeScores]
     null: Tensor
     apart: float
+    replaced: int
     chosen: Tensor
     recordings: list[Recording]
 
@@ -86,12 +90,11 @@ class EdgeAttribution(Paired):
         metric: what is measured at the last position.
         exact: edges that are patched exactly, half of them those ranked first; 0 for none.
         baseline: also score the first base prompt against a copy where nothing is to be found.
-        seed: of the random edges, the copy's tokens and the bootstrap.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
     name: ClassVar[str] = "edge_attribution"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     method: EdgeMethod = "eap_ig"
     steps: int = 48
     quadrature: Quadrature = "adaptive"
@@ -99,7 +102,6 @@ class EdgeAttribution(Paired):
     metric: Metric = "logit_difference"
     exact: int = 64
     baseline: bool = True
-    seed: int = 0
     max_rows: int | None = None
 
     def prepare(self, model: Model) -> Shared:
@@ -111,12 +113,13 @@ class EdgeAttribution(Paired):
             torch.stack([one.scores for one in scored]).mean(0), graph.allowed, self.exact, self.seed
         )
         recordings = [record(model, pair.base) for pair in pairs] if len(chosen) else []
-        null, apart = torch.zeros(0), 0.0
+        null, apart, replaced = torch.zeros(0), 0.0, 0
         if self.baseline:
             copied = pairs[0].indifferent(self.seed)
             null = score_edges(copied, graph, self.method, self.steps, self.quadrature).scores
             apart = copied.measured - scored[0].value
-        return Shared(graph, pairs, scored, null, apart, chosen, recordings)
+            replaced = int((copied.source != copied.base).sum())
+        return Shared(graph, pairs, scored, null, apart, replaced, chosen, recordings)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """The scores, and the exact edges some at a time.
@@ -143,8 +146,9 @@ class EdgeAttribution(Paired):
                 "source": torch.tensor([pair.measured for pair in shared.pairs]),
                 "null": shared.null,
                 "apart": torch.tensor(shared.apart),
+                "replaced": torch.tensor(shared.replaced),
                 "chosen": shared.chosen,
-                "fallback": torch.tensor(any(recording.fallback for recording in shared.recordings)),
+                "fallback": reason_kept(shared.recordings[0].fallback if shared.recordings else ""),
             }
         start = unit.detail["start"]
         edges = [(int(s), int(r)) for s, r in shared.chosen[start : start + AT_ONCE]]
@@ -173,6 +177,7 @@ class EdgeAttribution(Paired):
         if self.baseline:
             variables["baseline_score"] = (edge, one["null"].numpy() + apart, none)
             variables["baseline_total_effect"] = ((), float(one["apart"]))
+            variables["baseline_replaced"] = ((), int(one["replaced"]))
         if self.exact:
             chosen = one["chosen"].numpy()
             exact = np.concatenate([p["effect"].numpy() for name, p in pieces.items() if name != "scores"], 1)
@@ -183,9 +188,7 @@ class EdgeAttribution(Paired):
         for name, (dims, samples, undefined) in named.items():
             for part, values in zip(PARTS, mean_interval(samples), strict=True):
                 variables[name + part] = (dims, values, undefined or (self.few if part else {}))
-        return xr.Dataset(
-            variables, self._coordinates(graph, one), self._attributes(model, bool(one["fallback"]))
-        )
+        return xr.Dataset(variables, self._coordinates(graph, one), self._attributes(model, one))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
         """The prompts differ, scores agree with patching, slopes add up, little is found where nothing is."""
@@ -212,7 +215,7 @@ class EdgeAttribution(Paired):
             coords["edge_group"] = ("edge", np.repeat(["first", "random"], [top, len(chosen) - top]))
         return coords
 
-    def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
+    def _attributes(self, model: Model, one: Pieces) -> dict[str, Any]:
         return {
             **self.described(model),
             "method": self.method,
@@ -220,7 +223,7 @@ class EdgeAttribution(Paired):
             "quadrature": self.quadrature if self.method == "eap_ig" else "one slope",
             "direction": self.direction,
             "metric": self.metric,
-            "engine": "full forwards" if fallback else "partial forwards",
+            "engine": engine_named([one["fallback"]]),
         }
 
     def _validate(self, model: Model) -> None:
@@ -229,6 +232,11 @@ class EdgeAttribution(Paired):
         graph_of(model)
         if self.steps < 1:
             raise BadInput(f"steps={self.steps}: an integral needs one slope or more")
+        if self.method == "eap_ig" and self.quadrature == "adaptive" and self.steps < PART:
+            raise BadInput(
+                f"steps={self.steps}: the adaptive rule takes {PART} slopes on each part of the way; allow {PART} or "
+                "more, or take quadrature='gauss'"
+            )
         if self.exact and self.exact < SPARED:
             raise BadInput(
                 f"exact={self.exact}: a rank correlation needs at least {SPARED} edges; 0 for none"

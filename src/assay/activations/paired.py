@@ -17,6 +17,7 @@ from assay.activations.prompt_pairs import (
     prompts_of,
     single_tokens,
 )
+from assay.errors import BadInput
 from assay.models.model import Model, Tokens
 from assay.runs.measurement import Measurement
 
@@ -32,12 +33,14 @@ class Paired(Measurement):
         corrupted: token ids of the corrupted prompts, as many and as long.
         answers: token id of the answer, one a pair; empty where no metric needs one.
         foils: token the logit difference is taken against, one a pair; empty where no metric needs one.
+        seed: of all that is drawn, 0 or more.
     """
 
     clean: tuple[Tokens, ...]
     corrupted: tuple[Tokens, ...]
     answers: Tokens = ()
     foils: Tokens = ()
+    seed: int = 0
 
     @property
     def length(self) -> int:
@@ -91,8 +94,10 @@ class Paired(Measurement):
             metrics: what is measured.
 
         Raises:
-            BadInput: different lengths or numbers of prompts, or a metric without its answer or foil.
+            BadInput: different lengths or numbers of prompts, a metric without its answer or foil, or a negative seed.
         """
+        if self.seed < 0:
+            raise BadInput(f"seed={self.seed}: give 0 or more")
         check_pairs(self.clean, self.corrupted)
         check_metrics(metrics, len(self.clean), {"answer": self.answers, "foil": self.foils})
 

@@ -74,12 +74,11 @@ class Patching(Paired):
         heads: which heads; ``None`` for all.
         positions: where; ``None`` for every position.
         baseline_pairs: pairs that are also patched from a copy where nothing is to be found; 0 for none.
-        seed: of the copies' tokens.
         max_rows: most rows in one pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
     name: ClassVar[str] = "patching"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     site: str = "resid_pre"
     direction: Direction = "denoise"
     metrics: tuple[Metric, ...] = ("kl_from_clean",)
@@ -87,7 +86,6 @@ class Patching(Paired):
     heads: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     baseline_pairs: int = 1
-    seed: int = 0
     max_rows: int | None = None
 
     @property
@@ -129,6 +127,7 @@ class Patching(Paired):
                 "base": torch.stack([runs.of_run(runs.base) for runs in shared.pairs]),
                 "source": torch.stack([runs.of_run(runs.source) for runs in shared.pairs]),
                 "copied": torch.stack([self._apart(*both) for both in copies]) if copies else torch.zeros(0),
+                "replaced": torch.tensor([int((other.ids != runs.base.ids).sum()) for runs, other in copies]),
                 "fallback": reason_kept(shared.pairs[0].base.fallback),
             }
         position, places = unit.detail["position"], self._places(model)
@@ -168,6 +167,7 @@ class Patching(Paired):
             variables["baseline_effect"] = (cells, self._grid(model, [c["null"] for c in columns])[0])
             apart = pieces["runs"]["copied"].double().numpy().mean(0)
             variables["baseline_total_effect"] = (("metric",), apart)
+            variables["baseline_replaced"] = ((), float(pieces["runs"]["replaced"].double().mean()))
         return xr.Dataset(variables, self._coordinates(model), self._attributes(model, pieces["runs"]))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:

@@ -27,6 +27,7 @@ from assay.activations.checks.path_patching import path_checks
 from assay.activations.circuits.graph import Graph, graph_of
 from assay.activations.circuits.path_ends import Sender, Target, find_senders, find_targets
 from assay.activations.effects import PARTS
+from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired, paired
 from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, best_metric, pair_runs
 from assay.errors import BadInput
@@ -60,6 +61,11 @@ class Shared:
     pairs: list[PairRuns]
     copied: Recording | None
 
+    @property
+    def replaced(self) -> int:
+        """In how many tokens the copy differs."""
+        return 0 if self.copied is None else int((self.copied.ids != self.pairs[0].base.ids).sum())
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathPatching(Paired):
@@ -73,12 +79,11 @@ class PathPatching(Paired):
         direction: ``denoise`` or ``noise``.
         metric: what is measured at the last position.
         baseline: also take what senders write from a copy of the first base prompt where nothing is to be found.
-        seed: of the copy's tokens.
         max_rows: most rows in one exact pass; ``None`` for what memory allows. Does not change the numbers.
     """
 
     name: ClassVar[str] = "path_patching"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     senders: tuple[str, ...]
     receivers: tuple[str, ...] = ("logits",)
     middle: Middle = "frozen"
@@ -86,7 +91,6 @@ class PathPatching(Paired):
     direction: Direction = "denoise"
     metric: Metric = "logit_difference"
     baseline: bool = True
-    seed: int = 0
     max_rows: int | None = None
 
     def prepare(self, model: Model) -> Shared:
@@ -115,7 +119,8 @@ class PathPatching(Paired):
             return {
                 "base": torch.stack([runs.of_run(runs.base)[0] for runs in shared.pairs]),
                 "source": torch.stack([runs.of_run(runs.source)[0] for runs in shared.pairs]),
-                "fallback": torch.tensor(any(runs.base.fallback for runs in shared.pairs)),
+                "replaced": torch.tensor(shared.replaced),
+                "fallback": reason_kept(shared.pairs[0].base.fallback),
             }
         start = unit.detail["start"]
         senders = find_senders(shared.graph, self.senders)[start : start + AT_ONCE]
@@ -150,11 +155,12 @@ class PathPatching(Paired):
         if self.baseline:
             variables["baseline_effect"] = (path, torch.cat([p["null"] for p in units]).numpy(), none)
             variables["baseline_total_effect"] = ((), float(units[0]["apart"]))
+            variables["baseline_replaced"] = ((), int(pieces["runs"]["replaced"]))
         coords = {
             "sender": [sender.name for sender in find_senders(graph, self.senders)],
             "receiver": [target.name for target in find_targets(graph, self.receivers)],
         }
-        return xr.Dataset(variables, coords, self._attributes(model, bool(pieces["runs"]["fallback"])))
+        return xr.Dataset(variables, coords, self._attributes(model, pieces["runs"]))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
         """The prompts differ, little is found where nothing is."""
@@ -248,13 +254,13 @@ class PathPatching(Paired):
     def _copied(self, model: Model, first: PairRuns) -> Recording:
         return record(model, first.indifferent(model, self.seed), sites=self._kept(model))
 
-    def _attributes(self, model: Model, fallback: bool) -> dict[str, Any]:
+    def _attributes(self, model: Model, runs: Pieces) -> dict[str, Any]:
         return {
             **self.described(model),
             "middle": self.middle,
             "direction": self.direction,
             "metric": self.metric,
-            "engine": "full forwards" if fallback else "partial forwards",
+            "engine": engine_named([runs["fallback"]]),
         }
 
     def _validate(self, model: Model) -> None:
@@ -295,8 +301,8 @@ def path_patch(  # noqa: PLR0913 (settings of a verb)
         corrupted: as many prompts of the same number of tokens.
         senders: what writes: ``head.3.5``, ``mlp.3``, ``attention.3``, ``resid.3`` (the stream entering block 3),
             ``embed``, or ``heads`` and ``mlps`` for all.
-        receivers: what reads: ``q.5.1``, ``k.5.0``, ``v.5.0``, ``head.5.1`` (all three), ``mlp.5``, ``resid.5``,
-            ``logits``.
+        receivers: what reads: ``q.5.1``, ``k.5.0``, ``v.5.0``, ``mlp.5``, ``resid.5``, ``logits``; ``head.5.1`` (its
+            three inputs) where heads share no keys and values.
         answer: the clean prompt's answer, a single token with its leading space; one for all pairs or one each.
         foil: what the logit difference is taken against, for example the corrupted prompt's answer.
         middle: what recomputes between sender and receiver: nothing (``frozen``), ``mlps``, or everything

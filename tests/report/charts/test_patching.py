@@ -62,6 +62,19 @@ def test_the_table_has_one_row_for_each_cell() -> None:
     assert row["token"] == "·John"
 
 
+@pytest.mark.parametrize(("site", "part"), [("k", "kv head"), ("v", "kv head"), ("q", "head"), ("z", "head")])
+def test_heads_of_keys_and_values_are_named_as_such(site: str, part: str) -> None:
+    dataset = synthetic(heads=3, site=site)
+    grid, heads = patching.chart(dataset).to_dict()["hconcat"]
+    assert grid["title"]["text"] == f"Patching {site}: strongest {part}"
+    assert heads["title"]["text"] == f"Each {part}"
+    assert heads["encoding"]["x"]["title"] == part
+    (told,) = [tip["title"] for tip in heads["encoding"]["tooltip"] if tip["field"] == "head"]
+    assert told == part
+    assert all(f", {part} " in finding.text for finding in patching.findings(dataset))
+    assert patching.figures(dataset)[0].caption.endswith(f"Cells show the strongest {part}.")
+
+
 def test_what_enters_a_block_has_left_the_one_before() -> None:
     assert sorted(set(patching.frame(synthetic(site="resid_pre"))["block"])) == [-1, 0, 1, 2]
     assert sorted(set(patching.frame(synthetic(site="resid_post"))["block"])) == [0, 1, 2, 3]

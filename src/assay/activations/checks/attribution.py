@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from assay.activations.engine import engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check, graded
 
@@ -24,7 +25,7 @@ def attribution_checks(dataset: xr.Dataset) -> list[Check]:
         checks += [
             agreement_check(dataset, "P202"),
             missed_check(dataset, "P203", "nodes"),
-            engine_check(dataset, "P205", "nodes"),
+            engine_check("P205", dataset, "nodes"),
         ]
     nulls = [str(name) for name in dataset.data_vars if str(name).startswith("baseline_attribution")]
     if nulls:
@@ -82,24 +83,6 @@ def missed_check(dataset: xr.Dataset, code: str, what: str) -> Check:
     )
     remedy = "Look at what the missed have in common; try another method, or patch more exactly."
     return graded(code, title, share, (MISSED, np.inf), message, remedy)
-
-
-def engine_check(dataset: xr.Dataset, code: str, what: str) -> Check:
-    """By which engine exact effects were computed.
-
-    Args:
-        dataset: names its engine.
-        code: the check's.
-        what: ``cells``, ``nodes``, ``edges`` or ``paths``.
-    """
-    engine = dataset.attrs["engine"]
-    message, title = f"The {what} were patched exactly by {engine}.", "no partial forwards"
-    if engine == "partial forwards":
-        return Check(code, title, "pass", None, message)
-    remedy = (
-        "The numbers are right, only slower; `assay doctor` says why blocks cannot continue a prefix here."
-    )
-    return Check(code, title, "warn", None, message, remedy)
 
 
 def _words(dataset: xr.Dataset) -> str:

@@ -3,7 +3,8 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.attribution import agreement_check, differ_check, engine_check, missed_check
+from assay.activations.checks.attribution import agreement_check, differ_check, missed_check
+from assay.activations.engine import engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check, graded
 
@@ -26,7 +27,7 @@ def edge_checks(dataset: xr.Dataset) -> list[Check]:
         checks.append(_quadrature(dataset))
     if "baseline_score" in dataset:
         checks.append(null_check("P305", dataset, {"score": "baseline_score"}))
-    return [*checks, engine_check(dataset, "P306", "edges")] if "rank_correlation" in dataset else checks
+    return [*checks, engine_check("P306", dataset, "edges")] if "rank_correlation" in dataset else checks
 
 
 def _quadrature(dataset: xr.Dataset) -> Check:

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.attribution import engine_check
+from assay.activations.engine import engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check, graded
 
@@ -29,7 +29,7 @@ def patching_checks(dataset: xr.Dataset) -> list[Check]:
         and last_layer in dataset["layer"]
     ):
         checks.append(_last(dataset))
-    return [*checks, engine_check(dataset, "P104", "cells")]
+    return [*checks, engine_check("P104", dataset, "cells")]
 
 
 def _differ(dataset: xr.Dataset) -> Check:

@@ -2,7 +2,8 @@
 
 import xarray as xr
 
-from assay.activations.checks.attribution import differ_check, engine_check
+from assay.activations.checks.attribution import differ_check
+from assay.activations.engine import engine_check
 from assay.activations.indifferent import null_check
 from assay.estimates.checks import Check
 
@@ -19,4 +20,4 @@ def path_checks(dataset: xr.Dataset) -> list[Check]:
     checks = [differ_check(dataset, "P401")]
     if "baseline_effect" in dataset:
         checks.append(null_check("P402", dataset, {"effect": "baseline_effect"}))
-    return [*checks, engine_check(dataset, "P403", "paths")]
+    return [*checks, engine_check("P403", dataset, "paths")]

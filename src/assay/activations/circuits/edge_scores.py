@@ -137,7 +137,7 @@ def adapted(
         found: the pair, with the source run's embeddings.
         seen: the base run's embeddings.
         change: of the stream that enters the first block, (pos, d_model).
-        steps: most slopes.
+        steps: most slopes, ``PART`` or more.
 
     Returns:
         The points, and weights that sum to 1.

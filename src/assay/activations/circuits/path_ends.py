@@ -83,24 +83,35 @@ def find_targets(graph: Graph, names: Sequence[str]) -> list[Target]:
 
     Args:
         graph: of the model.
-        names: ``q.5.1``, ``k.5.0``, ``v.5.0``, ``head.5.1``, ``mlp.5``, ``resid.5``, ``logits``.
+        names: ``q.5.1``, ``k.5.0``, ``v.5.0``, ``mlp.5``, ``resid.5``, ``logits``; ``head.5.1`` where each head has
+            keys and values of its own.
 
     Returns:
         The receivers in the order given, each once.
 
     Raises:
-        BadInput: no name, or an unknown one.
+        BadInput: no name, an unknown one, or a head whose keys and values others read too.
     """
     readers = {receiver.name: receiver for receiver in graph.receivers}
     known = {name: Target(name, (receiver,)) for name, receiver in readers.items()}
+    shared: dict[str, tuple[str, str, str]] = {}
     for layer, block in enumerate(graph.model.parts.blocks):
         group = block.n_heads // block.n_kv_heads
         for head in range(block.n_heads):
             names_of = (f"q.{layer}.{head}", f"k.{layer}.{head // group}", f"v.{layer}.{head // group}")
             name = f"head.{layer}.{head}"
-            known[name] = Target(name, tuple(readers[one] for one in names_of))
+            if group == 1:
+                known[name] = Target(name, tuple(readers[one] for one in names_of))
+            else:
+                shared[name] = names_of
         stream = Receiver(f"resid.{layer}", f"resid_pre.{layer}", 2 * layer, layer)
         known[stream.name] = Target(stream.name, (stream,))
+    if grouped := [name for name in names if name in shared]:
+        q, k, v = shared[grouped[0]]
+        raise BadInput(
+            f"receivers={tuple(names)}: {grouped[0]} shares its keys and values with others, which would read what "
+            f"it is told. Give {q} for the head alone; {k} and {v} are its group's"
+        )
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise BadInput(

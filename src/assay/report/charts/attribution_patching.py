@@ -68,7 +68,9 @@ def panel(
         strong=frozenset(int(p) for p in tokens.loc[tokens["differs"], "position"]),
     )
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.site === '{site}'")
-    heat = base.mark_rect().encode(**grid.encoding(), **_filled(dataset, own), tooltip=_tooltip(own))
+    heat = base.mark_rect().encode(
+        **grid.encoding(), **_filled(dataset, own), tooltip=_tooltip(own, _part(site))
+    )
     strongest = "" if (own["index"] < 0).all() else f": strongest {_part(site)}"
     return grid.picture(
         heat,
@@ -83,7 +85,8 @@ def _subtitle(dataset: xr.Dataset) -> str:
 
 
 def _part(site: str) -> str:
-    return "neuron" if site.startswith("mlp") else "head"
+    """What a site has several of: keys and values have heads of their own, fewer with grouped queries."""
+    return "neuron" if site.startswith("mlp") else "kv head" if site in ("k", "v") else "head"
 
 
 def _filled(dataset: xr.Dataset, own: Any) -> dict[str, Any]:
@@ -104,8 +107,8 @@ def _filled(dataset: xr.Dataset, own: Any) -> dict[str, Any]:
     }
 
 
-def _tooltip(own: Any) -> list[alt.Tooltip]:
-    index = [] if (own["index"] < 0).all() else [alt.Tooltip("index:Q", title="head or neuron")]
+def _tooltip(own: Any, part: str) -> list[alt.Tooltip]:
+    index = [] if (own["index"] < 0).all() else [alt.Tooltip("index:Q", title=part)]
     return [
         alt.Tooltip("token:N", title="token"),
         alt.Tooltip("block:Q", title="block"),

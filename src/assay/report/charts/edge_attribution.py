@@ -26,7 +26,8 @@ def chart(dataset: xr.Dataset, *, top: int = 20) -> alt.LayerChart | alt.HConcat
     """Draw the edges with the largest scores, beside the exact effects of those that were patched.
 
     Args:
-        dataset: result of `assay.attribution_patch` by ``eap`` or ``eap_ig``.
+        dataset: result of `assay.attribution_patch` by a method of edges: ``eap``, ``eap_ig``, ``eap_qk_fix`` or
+            ``eap_star``.
         top: how many edges.
 
     Returns:

@@ -59,28 +59,29 @@ def panel(
         layer_title="after block" if str(dataset.attrs["site"]).startswith("resid_p") else "inside block",
         strong=frozenset(positions[int(p)] for p in tokens.loc[tokens["differs"], "position"]),
     )
+    part = _part(dataset)
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.metric === '{metric}'")
     if "head" in cells:
         base = base.transform_calculate(size="abs(datum.effect)")
     by_token = _strongest(base, ["block", "position"]) if "head" in cells else base
     places = ", ".join(str(position) for position in positions)
     heat = by_token.transform_calculate(position=f"indexof([{places}], datum.position)").mark_rect().encode(
-        **grid.encoding(), **_filled(own, metric), tooltip=_tooltip(cells)
+        **grid.encoding(), **_filled(own, metric), tooltip=_tooltip(cells, part)
     )  # fmt: skip
     picture = grid.picture(
         heat,
-        title=f"Patching {dataset.attrs['site']}" + (": strongest head" if "head" in cells else ""),
+        title=f"Patching {dataset.attrs['site']}" + (f": strongest {part}" if "head" in cells else ""),
         subtitle=f"{_VERBS[dataset.attrs['direction']]}; bold: tokens differ; faded: interval includes zero",
     )
     if "head" not in cells:
         return picture
     heads = _strongest(base, ["block", "head"]).mark_rect().encode(
-        x=alt.X("head:O", title="head", axis=alt.Axis(orient="top", labelAngle=0)),
+        x=alt.X("head:O", title=part, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("block:O", title="block"),
         **_filled(own, metric),
-        tooltip=_tooltip(cells),
+        tooltip=_tooltip(cells, part),
     )  # fmt: skip
-    title = alt.TitleParams("Each head", subtitle="at its strongest position")
+    title = alt.TitleParams(f"Each {part}", subtitle="at its strongest position")
     return alt.hconcat(picture, heads.properties(width=alt.Step(16), height=alt.Step(16), title=title))
 
 
@@ -106,8 +107,13 @@ def _filled(own: Any, metric: str) -> dict[str, Any]:
     }
 
 
-def _tooltip(cells: pd.DataFrame) -> list[alt.Tooltip]:
-    head = [alt.Tooltip("head:Q", title="head")] if "head" in cells else []
+def _part(dataset: xr.Dataset) -> str:
+    """What a site has heads of: keys and values have fewer with grouped queries, and numbers of their own."""
+    return "kv head" if dataset.attrs["site"] in ("k", "v") else "head"
+
+
+def _tooltip(cells: pd.DataFrame, part: str) -> list[alt.Tooltip]:
+    head = [alt.Tooltip("head:Q", title=part)] if "head" in cells else []
     return [
         alt.Tooltip("token:N", title="token"),
         alt.Tooltip("block:Q", title="block"),
@@ -124,7 +130,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
         "head" not in cells,
         list(dataset["position"].values) == list(range(dataset.sizes["position"])),
     )
-    untold = " Cells show the strongest head." if not whole else ""
+    untold = f" Cells show the strongest {_part(dataset)}." if not whole else ""
     baseline = {"where nothing is to be found": "null_effect"} if "null_effect" in cells else {}
     return [
         Figure(
@@ -180,7 +186,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     for metric in dataset["metric"].values:
         own: Any = cells[cells["metric"] == metric]
         row = own.loc[own["effect"].abs().idxmax()]
-        head = f", head {row['head']}" if "head" in own else ""
+        head = f", {_part(dataset)} {row['head']}" if "head" in own else ""
         spread = f" ± {row['effect_stderr']:.3f}" if np.isfinite(row["effect_stderr"]) else ""
         share = f", {row['normalised_effect']:.0%} of the way to the other run"
         text = (
