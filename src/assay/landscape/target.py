@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from assay.errors import BadInput
+from assay.landscape.identity import architecture
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
 from assay.landscape.masks import described, flat_mask, named_mask
 from assay.landscape.tokens import token_rows
@@ -204,9 +205,11 @@ class Target:
         }
 
     def weight_hash(self) -> str:
-        """Hash the weights, the buffers and the mask: names, shapes, dtypes, bytes."""
-        mask = {} if self.mask is None else {"mask": self.mask, **self.parameters}
-        return digest([*self.module.named_parameters(), *self.module.named_buffers(), *mask.items()])
+        """Hash what decides where chains go: weights, buffers, which of them move, and how the module computes."""
+        mask = [] if self.mask is None else [("mask", self.mask)]
+        held = digest([*self.module.named_parameters(), *self.module.named_buffers(), *mask])
+        parts = [held, architecture(self.module), *self.parameters]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def data_hash(self) -> str:
         """Hash the data."""
