@@ -80,6 +80,39 @@ def test_what_is_set_is_kept() -> None:
     assert longer.step_size > 0
 
 
+def steps_taken(found: Run) -> torch.Tensor:
+    """Read the step sizes off the law of the bias of plain Langevin dynamics, (step,)."""
+    return (8 * found.walk.bias / found.walk.squared_gradient).mean(0)
+
+
+@pytest.mark.parametrize(("burn_in", "held"), [(410, 176), (400, 200), (90, 40)])
+def test_the_step_size_is_held_for_the_end_of_burn_in_however_long_that_is(burn_in: int, held: int) -> None:
+    given = aim(burn_in=burn_in, draws=8, bias_tolerance=0.001)
+    taken = steps_taken(run(bowl(), chains(50.0), sampler_of("sgld"), given, 0.0))
+    torch.testing.assert_close(taken[burn_in - held :], taken[-1:].expand(held + 8))
+    assert taken[0] != pytest.approx(taken[-1].item(), rel=0.1)  # it was looked for before
+
+
+def test_chains_at_a_second_temperature_are_not_counted_as_others() -> None:
+    """They have the seeds of the first, and so are pairs."""
+    both = dataclasses.replace(chains(50.0, 16), seeds=(*range(8), *range(8)))
+    found = run(bowl(), both, PersistentSGLD(), aim(judged=8, relative_error=0.03), 0.0)
+    assert found.stopped == "interval"
+    excess = corrected(found.walk, torch.full((16, 1), 50.0), 0.0)[:8, found.burn_in :]
+    assert half_width(excess) <= 0.03 * excess.mean()
+    alone = run(bowl(), chains(50.0), PersistentSGLD(), aim(relative_error=0.03), 0.0)
+    assert found.walk.loss.shape[1] == alone.walk.loss.shape[1]
+
+
+def test_as_many_draws_as_are_set_are_taken_again_with_smaller_steps_when_they_fly_apart() -> None:
+    steep = target(Separable([6.0] * 30), lambda module, batch: module(batch[0]), torch.zeros(4, 1))
+    given = aim(burn_in=400, draws=3000)
+    reached = run(steep, chains(1000.0), PersistentSGLD(), given, 0.0)
+    assert reached.walk.loss.shape[1] == 3400
+    assert bool(reached.walk.loss.isfinite().all())
+    assert reached.stopped == "draws"
+
+
 def test_the_same_again_is_the_same_to_the_last_bit() -> None:
     one, two = (
         run(network(), chains(40.0), PersistentSGLD(), aim(draws=60, burn_in=300), 0.0) for _ in range(2)

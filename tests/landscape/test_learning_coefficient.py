@@ -315,6 +315,43 @@ def test_a_calibrated_run_again_and_in_pieces_is_the_same(chosen: Result, tmp_pa
     assert len(set(whole.dataset["step_size"].values[:3])) == 1
 
 
+def test_a_burn_in_that_is_set_comes_on_top_of_a_budget_that_is_not(measured: Result) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    made, measurement = target(module, squared_error, data), measured.measurement
+    assert isinstance(measurement, LearningCoefficient)
+    free = dataclasses.replace(measurement, burn_in=None)
+    assert measurement.steps(made) == free.steps(made) + 200
+
+
+def test_a_second_temperature_neither_narrows_the_interval_nor_spends_the_budget() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    found = learning_coefficient(
+        module, squared_error, data, relative_error=0.2, second_temperature=3.0, chains_at_once=1, chains=2
+    ).dataset
+    assert found.attrs["stopped"] == "interval"
+    assert found.attrs["draws"] < 5000
+
+
+def test_a_chain_that_diverged_at_the_second_temperature_is_left_out_of_both() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    made = target(module, squared_error, data)
+    measurement = LearningCoefficient(
+        data=made.data_hash(),
+        loss="squared_error",
+        second_temperature=2.0,
+        step_size=1e-3,
+        draws=40,
+        burn_in=40,
+    )
+    (unit,) = measurement.plan(made)
+    pieces = dict(measurement.measure(made, unit, measurement.prepare(made)))
+    pieces["second_loss"] = pieces["second_loss"].clone()
+    pieces["second_loss"][3, 50:] = math.nan
+    found = measurement.combine(made, {unit.name: pieces})
+    assert found["diverged"].values.tolist() == [number == 3 for number in range(8)]
+    assert np.isfinite(found["llc_slope"])
+
+
 @pytest.mark.parametrize("batch", [None, 20])
 def test_where_not_all_data_are_looked_at_the_estimate_is_over_all_of_them_all_the_same(
     monkeypatch, batch: int | None
@@ -427,6 +464,8 @@ def test_below_the_anchor_there_is_no_number() -> None:
         ({"sampler_settings": {"adjusted": True}, "batch_size": 10}, "accepts or rejects"),
         ({"sampler": "psgld", "burn_in": 199}, "burn-in is 199 steps, and sampler 'psgld' adapts for 200"),
         ({"sampler": "psgld", "budget": 300}, "burn-in is 150 steps"),
+        ({"step_size": "auto", "burn_in": 49}, "burn-in is 49 steps, and the step size"),
+        ({"burn_in": 500, "budget": 507}, "burn_in=500 leaves no draws of budget=507"),
         ({"second_temperature": 1.0}, "ratio above 1"),
         ({"fluctuation_draws": 1}, "fluctuation_draws"),
         ({"sampler": "mala", "batch_size": 8}, "all of the data"),

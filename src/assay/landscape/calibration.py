@@ -33,6 +33,8 @@ from assay.landscape.target import Target
 
 ROUND = 25
 """Steps between two looks at the step size."""
+HELD = 200
+"""Last steps of burn-in, in which the step size is held; half of a burn-in that has not twice as many."""
 FIRST = 1000
 """Steps of burn-in before the first look at drift, and the fewest draws."""
 STABLE = 0.5
@@ -66,6 +68,8 @@ class Aim:
         bias_tolerance: tau, what the step size may add, as a share of the estimate.
         relative_error: half the width of the 95 % interval, as a share of the estimate, at which draws suffice.
         budget: steps of each chain, burn-in included.
+        judged: so many of the chains, the first, are judged; the others, which share their noise, walk along. All of
+            them when None.
     """
 
     step_size: float | None
@@ -74,6 +78,7 @@ class Aim:
     bias_tolerance: float
     relative_error: float
     budget: int
+    judged: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,9 +157,9 @@ class _Burning:
         """Steps taken."""
         return sum(walk.loss.shape[1] for walk in self.walks)
 
-    def excess(self, walks: list[Walk]) -> np.ndarray:
-        """Give n beta (L - L*) less the bias of the step size, (chain, step)."""
-        return corrected(joined(walks), self.n_beta, self._baseline)
+    def excess(self, walks: list[Walk], dropped: int = 0) -> np.ndarray:
+        """Give n beta (L - L*) less the bias of the step size after the first few, (judged chain, step)."""
+        return corrected(joined(walks), self.n_beta, self._baseline)[: self._aim.judged, dropped:]
 
     def run(self) -> None:
         """Walk until nothing drifts, or as long as is set."""
@@ -163,9 +168,9 @@ class _Burning:
         if aim.step_size is not None and aim.burn_in is not None:
             self.walks = [self.walking.advance(limit)] if limit else []
             return
-        look, held = max(FIRST, self._sampler.warm_up), 8 * ROUND
+        look, held = max(FIRST, self._sampler.warm_up), min(HELD, limit // 2)
         while self.steps < limit:
-            if aim.step_size is None and self.steps == max(0, limit - held):
+            if aim.step_size is None and not self._wanted and self.steps >= limit - held:
                 self._hold()
             self.walks.append(self.walking.advance(min(ROUND, limit - self.steps)))
             if aim.step_size is None and not self._wanted and not self._adapt():
@@ -187,7 +192,7 @@ class _Burning:
 
     def added(self, walks: list[Walk], dropped: int) -> float:
         """Give the mean bias of the draws after the first few."""
-        return float(joined(walks).bias[:, dropped:].mean())
+        return float(joined(walks).bias[: self._aim.judged, dropped:].mean())
 
     def shorten(self, factor: float) -> None:
         """Go on with smaller steps."""
@@ -239,16 +244,17 @@ class _Burning:
 def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
     """Draw until the interval is narrow; give the draws, how many of the first are burn-in, and why it ended."""
     if aim.draws is not None:
-        return [burning.walking.advance(aim.draws)], 0, "draws"
+        walks = [burning.walking.advance(aim.draws)]
+        return walks, 0, "draws" if finite(walks[0]) else "diverged"
     walks, total, dropped = list[Walk](), 0, 0
     used = burning.steps
-    more = max(8, min(max(FIRST, used), aim.budget - used))
+    more = min(max(FIRST, used), aim.budget - used)
     while True:
         walks.append(burning.walking.advance(more))
         total += more
-        excess = burning.excess(walks)[:, dropped:]
-        if not np.isfinite(excess).all():
+        if not finite(walks[-1]):
             return walks, dropped, "diverged"
+        excess = burning.excess(walks, dropped)
         share = burning.added(walks, dropped) / max(abs(excess.mean()), 1e-12)
         free = aim.step_size is None and aim.burn_in is None and used + total + FIRST <= aim.budget
         if free and share > EXCEEDED * aim.bias_tolerance:
@@ -261,6 +267,11 @@ def _draw(burning: _Burning, aim: Aim) -> tuple[list[Walk], int, Stopped]:
         more = min(total, aim.budget - used - total)
         if more < 8:
             return walks, dropped, "budget"
+
+
+def finite(walk: Walk) -> bool:
+    """Tell whether no chain flew apart."""
+    return bool((walk.loss * walk.bias).isfinite().all())
 
 
 def drifts(excess: np.ndarray, share: float, chance: float = SIGNIFICANT) -> bool:

@@ -116,10 +116,10 @@ class LearningCoefficient(Measurement):
         return None if sampler_of(self.sampler).exact else cheap_batch(model)
 
     def steps(self, model: Target) -> int:
-        """Give the budget: as set, or what the work of a step allows."""
+        """Give the budget: as set, or what the work of a step allows beside a burn-in that is set."""
         if self.budget is not None:
             return self.budget
-        return affordable_steps(model, self.batch(model), self.chains)
+        return affordable_steps(model, self.batch(model), self.chains) + (self.burn_in or 0)
 
     def stepping(self, model: Target) -> Sampler:
         """Give the sampler."""
@@ -171,6 +171,7 @@ class LearningCoefficient(Measurement):
             # groups of chains are independent: each needs its share of the precision only
             self.relative_error * math.sqrt(self.chains / len(seeds)),
             self.steps(model),
+            judged=len(seeds),
         )
         found = run(model, chains, self.stepping(model), aim, float(shared.loss))
         return {**self._pieces(model, chains, found, len(seeds)), **shared._asdict()}
@@ -210,6 +211,8 @@ class LearningCoefficient(Measurement):
         n_beta, baseline = self.temperature(model), float(parts[0]["loss"])
         loss, bias, loss_bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
         kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
+        if self.second_temperature is not None:  # chains are kept pair by pair
+            kept &= np.isfinite(traces["second_loss"] * traces["second_loss_bias"]).all(1)
         draws = Draws(loss[kept, after], loss_bias[kept, after], n_beta, baseline)
         parameters = self.parameters(model)
         hot = None

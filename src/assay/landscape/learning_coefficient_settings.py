@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from assay.errors import BadInput
+from assay.landscape.calibration import ROUND
 from assay.landscape.samplers import SAMPLERS, sampler_of
 from assay.landscape.target import Target
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from assay.landscape.learning_coefficient import LearningCoefficient
 
 Setting = bool | int | float
+SHORTEST = 2 * ROUND
+"""Steps of burn-in in which a step size can be found: it is looked at once, and then held."""
 LANGEVIN: Mapping[str, type] = {"momentum": float, "adjusted": bool}
 """Settings of "sgld", whose kinds are several samplers."""
 
@@ -113,9 +116,18 @@ def require(settings: "LearningCoefficient", model: Target) -> None:
     for message, holds in needs.items():
         if not holds:
             raise BadInput(f"{message}.")
-    burnt = s.burn_in if s.burn_in is not None else s.steps(model) // 2
+    budget = s.steps(model)
+    burnt = s.burn_in if s.burn_in is not None else budget // 2
+    if s.draws is None and burnt + 8 > budget:
+        raise BadInput(
+            f"burn_in={burnt} leaves no draws of budget={budget}: take a larger budget, or set draws."
+        )
     if burnt < sampler.warm_up:
         raise BadInput(
             f"burn-in is {burnt} steps, and sampler {s.sampler!r} adapts for {sampler.warm_up}, which are never draws: "
             "take a longer burn_in or budget."
+        )
+    if s.step_size == "auto" and burnt < SHORTEST:
+        raise BadInput(
+            f"burn-in is {burnt} steps, and the step size, which is not given, is found in it: take {SHORTEST} or more."
         )
