@@ -161,6 +161,60 @@ def test_a_mask_and_another_sampler_and_known_values() -> None:
         measured(sampler="walk")
 
 
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [("sghmc", {"friction": 20.0}), ("baoab", {"friction": 5.0}), ("sgld", {"momentum": 0.5, "adjusted": 0})],
+)
+def test_with_other_samplers_each_checkpoint_is_what_it_is_alone(
+    sampler: str, told: dict[str, float]
+) -> None:
+    """Also where the bias of a chain is below zero by chance, as that of samplers with momentum is."""
+    told = {name: bool(value) if name == "adjusted" else value for name, value in told.items()}
+    common: dict[str, Any] = {"step_size": 1e-4, "n_beta": 100.0, "chains": 3, "seed": 3, "localization": 3.0}
+    common |= {"draws": 30, "burn_in": 20, "sampler": sampler, "sampler_settings": told}
+    few = {step: STATES[step] for step in (0, 500)}
+    sampled = "squared_distance_to_anchor"
+    together = trajectory(MODULE, squared_error, DATA, few, sampled=sampled, window=1, **common).dataset
+    for place, state in enumerate(few.values()):
+        alone = learning_coefficient(deep_linear.as_module(tuple(state.values())), sampled, DATA, **common)
+        here = together.isel(step=place)
+        for name in ("llc_per_chain", "llc_raw", "llc_bias", "unexplored"):
+            np.testing.assert_allclose(here[name], alone.dataset[name], rtol=2e-3, atol=1e-4)
+        assert float(here["llc"]) == pytest.approx(float(here["llc_raw"] - here["llc_bias"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("at_once", [1, 6])
+@pytest.mark.parametrize("large", [False, True])
+def test_losses_are_over_all_of_the_data_also_where_looks_are_not(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int | None, at_once: int, large: bool
+) -> None:
+    few = {step: STATES[step] for step in (0, 250, 500)}
+    common: dict[str, Any] = {"sampled": None, "batch_size": batch_size, "step_size": 1e-5, "draws": 8}
+    common |= {"burn_in": 2, "window": 1, "checkpoints_at_once": at_once}
+    if large:
+        monkeypatch.setattr("assay.landscape.checkpoints.LARGE", 10)
+    whole = measured(few, **common).dataset
+    monkeypatch.setattr("assay.landscape.target.WORK", 60)  # two of the four examples
+    found = measured(few, **common).dataset
+    np.testing.assert_allclose(found["loss"], whole["loss"], rtol=1e-6)
+    if batch_size is None or not large:  # else losses are paired with the anchor's on the same batch
+        np.testing.assert_allclose(found["llc"], whole["llc"], rtol=1e-3, atol=1e-3)
+    else:
+        np.testing.assert_allclose(found["llc"], 0, atol=100 * 0.2)
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
+    def logarithm(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return module(batch[0]).log().square().sum(1)
+
+    module, inputs = nn.Linear(1, 1, bias=False), torch.ones(3, 1)
+    states = {step: {"weight": torch.full((1, 1), 1.0 - step)} for step in range(4)}
+    for step_size in ("auto", 1e-3):
+        with pytest.raises(BadInput, match=r"NaN or infinite at step 1 of run 0"):
+            trajectory(module, logarithm, inputs, states, n_beta=2.0, window=1, step_size=step_size)
+
+
 def test_settings_are_kept_as_they_were(plain: Result) -> None:
     assert from_settings("trajectory", settings(plain.measurement)) == plain.measurement
     assert isinstance(plain.measurement, Trajectory)
@@ -222,6 +276,7 @@ def test_the_checks_tell_what_is_wrong(plain: Result) -> None:
     assert bool(trained.dataset["at_minimum"][-1])
     assert not bool(trained.dataset["at_minimum"][2])
     lost = measured(step_size=10.0)
+    assert bool(lost.dataset["at_minimum"].all())  # whatever became of the chains
     assert next(check for check in lost.checks if check.code == "L302").verdict == "fail"
     dataset = plain.dataset.copy()
     for name, value, code in (
@@ -244,7 +299,10 @@ def test_the_checks_tell_what_is_wrong(plain: Result) -> None:
         ({"chains": 1}, "chains"),
         ({"draws": 4}, "draws"),
         ({"burn_in": -1}, "burn_in"),
-        ({"batch_size": 5}, "batch_size=5: from 1 to the 4"),
+        ({"batch_size": 5}, "batch_size=5 with 4 examples"),
+        ({"sampler": "psgld"}, "burn-in is 40 steps, and sampler 'psgld' adapts for 200"),
+        ({"sampler": "hmc", "batch_size": 2}, "accepts or rejects"),
+        ({"sampler": "sghmc", "sampler_settings": {"jitter": 1.0}}, "no setting 'jitter'"),
         ({"checkpoints_at_once": 0}, "checkpoints_at_once"),
         ({"window": 6}, "window=6"),
         ({"share": 1.0}, "share"),

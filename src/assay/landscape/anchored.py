@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from assay.landscape.anchors import downhill, losses
 from assay.landscape.gradients import Gradient, gradient_of
 from assay.landscape.losses import Batch, outputs_of
-from assay.landscape.minimum import look
+from assay.landscape.minimum import downhill, losses
 from assay.landscape.target import Target, rows_at_once
 
 
@@ -33,17 +32,35 @@ class Group:
 
     def curve(self) -> Tensor:
         """Give the loss whose curve is drawn, over all of the data, (checkpoint,), float64."""
-        return self.plain.anchor_loss[None] if self.anchors is None else losses(self.plain, self.anchors)
+        return self._whole(self.plain)
 
-    def standing(self, n_beta: float) -> tuple[Tensor, Tensor]:
-        """Give the sampled loss at the anchors, and n beta times what lies downhill of them, both (checkpoint,)."""
-        if self.anchors is None:
-            seen = look(self.target, n_beta)
-            return seen.loss[None], seen.downhill[None]
-        if self.compared:  # a distance from itself: zero, and nowhere less
-            nothing = torch.zeros(len(self.anchors), dtype=torch.float64)
-            return nothing, nothing
-        return losses(self.target, self.anchors), downhill(self.target, self.anchors, n_beta)
+    def baseline(self, *, batched: bool) -> Tensor:
+        """Give the sampled loss at the anchors, (checkpoint,), float64.
+
+        Over all of the data, as are the losses of chains; where one checkpoint is walked on batches of more data than
+        are looked at, over those that are, as are the losses that `Target.paired` gives.
+        """
+        if self.compared:
+            return self._nothing()
+        if self.anchors is None and batched:
+            return self.target.anchor_loss[None]
+        return self._whole(self.target)
+
+    def downhill(self, n_beta: float) -> Tensor:
+        """Give n beta times what lies downhill of the anchors, (checkpoint,), float64."""
+        if self.compared:
+            return self._nothing()
+        anchors = self.target.anchor()[None] if self.anchors is None else self.anchors
+        return downhill(self.target, anchors, n_beta)
+
+    def _whole(self, target: Target) -> Tensor:
+        if target.seen < target.n:
+            target = replace(target, thorough=True)
+        return target.anchor_loss[None] if self.anchors is None else losses(target, self.anchors)
+
+    def _nothing(self) -> Tensor:
+        """Give what a distance from itself is: zero, and nowhere less."""
+        return torch.zeros(1 if self.anchors is None else len(self.anchors), dtype=torch.float64)
 
     def gradient(self, each: int) -> Gradient:
         """Give losses and gradients of so many chains for each anchor."""

@@ -16,7 +16,7 @@ seldom a minimum, and there the number describes what a localized sampler finds,
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Unpack
 
 import numpy as np
@@ -31,9 +31,11 @@ from assay.landscape.anchored import Group
 from assay.landscape.chains import Chains, walk
 from assay.landscape.checkpoints import Course, Source, course
 from assay.landscape.estimators import NUMBERS, summary
+from assay.landscape.learning_coefficient import LearningCoefficient
+from assay.landscape.learning_coefficient_settings import Setting, require, sampler_settings_of
 from assay.landscape.losses import Loss, loss_name
+from assay.landscape.minimum import steepest
 from assay.landscape.probe import Probe
-from assay.landscape.samplers import sampler_of
 from assay.landscape.target import Data
 from assay.landscape.trajectory_checks import judge
 from assay.landscape.transitions import transitions
@@ -66,7 +68,8 @@ class Trajectory(Measurement):
         draws: steps of each chain that are averaged, at least 8.
         burn_in: steps before them, never averaged.
         batch_size: examples in a batch; None takes all of the data at each step.
-        sampler: by which steps; a name of `assay.landscape.samplers`.
+        sampler: by which steps; a name of `assay.landscape.samplers`. "sgld" is without momentum, unless that is set.
+        sampler_settings: of the sampler, by name, as `sampler_settings_of` reads them.
         window: checkpoints in a level before or after a change, and how far apart a drop and a rise may be to count
             as one; a twentieth of the checkpoints, at least 2, when None.
         share: smallest change that counts, as a share of a curve's range.
@@ -88,6 +91,7 @@ class Trajectory(Measurement):
     burn_in: int = 500
     batch_size: int | None = None
     sampler: str = "sgld"
+    sampler_settings: dict[str, Setting] = field(default_factory=dict[str, Setting])
     window: int | None = None
     share: float = 0.05
     known: tuple[float, ...] = ()
@@ -98,9 +102,27 @@ class Trajectory(Measurement):
         """Give the hash of the data the settings name."""
         return self.data
 
+    def at(self) -> LearningCoefficient:
+        """Give the estimate at one checkpoint, with what is set of it."""
+        plain = {"momentum": 0.0} if self.sampler == "sgld" else {}
+        return LearningCoefficient(
+            data=self.data,
+            loss=self.sampled,
+            step_size=1.0 if self.step_size == "auto" else self.step_size,  # it is not found in burn-in
+            n_beta=self.n_beta,
+            localization=self.localization,
+            chains=self.chains,
+            draws=self.draws,
+            burn_in=self.burn_in,
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            sampler_settings={**plain, **self.sampler_settings},
+            seed=self.seed,
+        )
+
     def temperature(self, model: Course) -> float:
         """Give n beta: as set, or n / ln n."""
-        return self.n_beta if self.n_beta is not None else model.plain.n / math.log(model.plain.n)
+        return self.at().temperature(model.plain)
 
     def width(self, model: Course) -> int:
         """Give the window: as set, or a twentieth of the checkpoints."""
@@ -127,26 +149,13 @@ class Trajectory(Measurement):
         ]
 
     def _require(self, model: Course) -> None:
-        n = model.plain.n
-        sampler_of(self.sampler)
+        require(self.at(), model.plain)
         needs = {
-            f"step_size={self.step_size}: it must be above 0": self.step_size == "auto" or self.step_size > 0,
-            f"n_beta={self.n_beta}: it must be above 0": self.n_beta is None or self.n_beta > 0,
-            f"n_beta=None needs two examples or more, there are {n}": self.n_beta is not None or n > 1,
-            f"localization={self.localization}: it is not negative": self.localization >= 0,
-            f"chains={self.chains}: an interval needs at least 2": self.chains >= 2,
-            f"draws={self.draws}: the diagnostics need at least 8": self.draws >= 8,
-            f"burn_in={self.burn_in}: it is not negative": self.burn_in >= 0,
-            f"batch_size={self.batch_size}: from 1 to the {n} examples, or None": self.batch_size is None
-            or 1 <= self.batch_size <= n,
             f"checkpoints_at_once={self.checkpoints_at_once}: walk at least 1": self.checkpoints_at_once >= 1,
             f"share={self.share}: from 0 to below 1": 0 <= self.share < 1,
-            f"seed={self.seed}: it is not negative": self.seed >= 0,
             f"{len(model.steps)} checkpoints with window={self.width(model)}: changes need twice the window": (
                 1 <= self.width(model) <= len(model.steps) / 2
             ),
-            "the settings name other data than those passed: build them from the same data": self.data
-            == model.plain.data_hash(),
         }
         for message, holds in needs.items():
             if not holds:
@@ -163,7 +172,9 @@ class Trajectory(Measurement):
         """Give the largest curvature of the potential at a group of checkpoints."""
         group, places = self._group(model, unit)
         chains = self._chains(model, group, places, 0.0, 1)
-        return Probe(group.target, chains, group.gradient(1)).curvature(rounds=ROUNDS).max()
+        found = Probe(group.target, chains, group.gradient(1)).curvature(rounds=ROUNDS)
+        _require_finite(model, unit, "gradient", found)
+        return found.max()
 
     def _group(self, model: Course, unit: Unit) -> tuple[Group, int]:
         places = range(unit.detail["start"], unit.detail["stop"])
@@ -182,34 +193,54 @@ class Trajectory(Measurement):
         return Chains(tuple(seeds * places), epsilon, beta, gamma, masks, self.batch_size, anchors)
 
     def measure(self, model: Course, unit: Unit, shared: float) -> Pieces:
-        """Walk all chains of a group of checkpoints."""
+        """Walk all chains of a group of checkpoints.
+
+        Raises:
+            BadInput: a loss that is not finite at a checkpoint.
+        """
         group, places = self._group(model, unit)
-        n_beta, sampler = self.temperature(model), sampler_of(self.sampler)
-        baseline, downhill = group.standing(n_beta)
+        n_beta, sampler = self.temperature(model), self.at().stepping(model.plain)
+        curve, baseline = group.curve(), group.baseline(batched=self.batch_size is not None)
+        _require_finite(model, unit, "loss", curve + baseline.to(curve))
         chains = self._chains(model, group, places, shared, self.chains)
         traces = walk(group.target, chains, self.burn_in + self.draws, sampler, group.gradient(self.chains))
-        shape = (places, self.chains, -1)
-        excess = (n_beta * (traces.loss.cpu().view(shape) - baseline.cpu()[:, None, None])).numpy()
-        falls_on_loss = bias_of_loss(traces, chains, sampler).cpu().view(shape)[..., self.burn_in :]
-        bias = falls_on_loss.mean(-1).clamp_min(0).numpy()
-        estimates = [self._estimate(each, added) for each, added in zip(excess, bias, strict=True)]
+        parts = (traces.loss, bias_of_loss(traces, chains, sampler), traces.virial - traces.bias)
+        loss, bias, half = (part.cpu().view(places, self.chains, -1).numpy() for part in parts)
+        excess = n_beta * (loss - baseline.cpu().numpy()[:, None, None])
+        directions = self.at().parameters(model.plain)
+        estimates = [self._estimate(*rows, directions) for rows in zip(excess, bias, half, strict=True)]
+        gains = group.downhill(n_beta)
+        limits = torch.tensor([steepest(float(each["llc_raw"])) for each in estimates])
         return {
-            "loss": group.curve(),
+            "loss": curve,
             "step_size": torch.full((places,), shared, dtype=torch.float64),
-            "downhill": downhill,
-            "distance": traces.distance.cpu().view(shape)[..., -1],
+            "downhill": gains,
+            "at_minimum": gains.cpu() <= limits,
+            "distance": traces.distance.cpu().view(places, self.chains, -1)[..., -1],
             **{name: torch.stack([each[name] for each in estimates]) for name in estimates[0]},
         }
 
-    def _estimate(self, excess: np.ndarray, bias: np.ndarray) -> Pieces:
-        """Estimate at one checkpoint from n beta (L - L*), (chain, step), less what each chain's step size adds."""
-        kept = np.isfinite(excess).all(1)
-        after = excess[:, self.burn_in :] - bias[:, None]
-        found = summary(after[kept])
+    def _estimate(self, excess: np.ndarray, bias: np.ndarray, half: np.ndarray, directions: int) -> Pieces:
+        """Estimate at one checkpoint from traces (chain, step).
+
+        Args:
+            excess: n beta (L - L*).
+            bias: what each draw adds to it by its step size.
+            half: the virial less the bias of the potential; of a chain at rest half the number of directions.
+            directions: in which chains move.
+        """
+        kept = np.isfinite(excess * bias * half).all(1)
+        raw, bias, half = (rows[:, self.burn_in :] for rows in (excess, bias, half))
+        after = raw - bias.mean(1, keepdims=True)
+        numbers = {
+            **{name: value for name, value in summary(after[kept]).items() if name in NUMBERS},
+            "llc_raw": raw[kept].mean() if kept.any() else math.nan,
+            "llc_bias": bias[kept].mean() if kept.any() else math.nan,
+            "unexplored": 1 - 2 * half[kept].mean() / directions if kept.any() else math.nan,
+        }
         return {
-            **{name: torch.tensor(float(found[name]), dtype=torch.float64) for name in NUMBERS},
+            **{name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()},
             "llc_per_chain": torch.from_numpy(np.where(kept, after.mean(1), np.nan)),
-            "llc_bias": torch.tensor(bias[kept].mean() if kept.any() else math.nan),
         }
 
     def combine(self, model: Course, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -226,13 +257,12 @@ class Trajectory(Measurement):
                 "model": model.source,
                 "loss": self.loss,
                 "sampled": self.sampled,
-                "parameters": model.plain.d if model.plain.mask is None else int(model.plain.mask.sum()),
+                "parameters": self.at().parameters(model.plain),
                 "examples": model.plain.n,
             },
         )
         dataset["step_size"] = float(dataset["step_size"].max())  # the same everywhere
         dataset["n_beta"] = self.temperature(model)
-        dataset["at_minimum"] = dataset["downhill"] <= np.maximum(0.5, 0.02 * dataset["llc"])
         if self.known:
             dataset["known"] = ("level", np.array(self.known))
         rng = np.random.default_rng(self.seed)
@@ -264,6 +294,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
     burn_in: int = 500,
     batch_size: int | None = None,
     sampler: str = "sgld",
+    sampler_settings: Mapping[str, float] | Sequence[str] | None = None,
     mask: Mapping[str, Tensor] | Tensor | str | None = None,
     window: int | None = None,
     share: float = 0.05,
@@ -291,7 +322,9 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
         draws: steps of each chain that are averaged.
         burn_in: steps before them.
         batch_size: examples in a batch; all of the data when not given.
-        sampler: by which steps; a name of `assay.landscape.samplers`.
+        sampler: by which steps: "sgld" (without momentum, unless that is set), "psgld", "sghmc", "sgnht", "baoab", or
+            on all of the data "mala" or "hmc".
+        sampler_settings: what the sampler is told, as `assay.learning_coefficient` takes it.
         mask: see there.
         window: checkpoints in a level before or after a change; a twentieth of them when not given.
         share: smallest change that counts, as a share of a curve's range.
@@ -303,8 +336,9 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
 
     Returns:
         A result whose dataset holds for each step ``loss`` (over all of the data), ``llc`` with ``llc_stderr``,
-        ``llc_low`` and ``llc_high``, ``llc_per_chain``, ``llc_bias``, ``at_minimum`` and the diagnostics; the change
-        points ``loss_change`` and ``llc_change`` (zero where there is none); and ``alignment``, ``correlation`` and
+        ``llc_low`` and ``llc_high``, ``llc_per_chain``, ``llc_raw``, ``llc_bias``, ``at_minimum`` and the diagnostics
+        (``r_hat``, ``ess``, ``drift``, ``unexplored``, ``distance``); the change points ``loss_change`` and
+        ``llc_change`` (zero where there is none); and ``alignment``, ``correlation`` and
         ``llc_around_drop`` (lag) beside their baselines. With several runs all curves have an axis ``run``.
 
     Checkpoints that cannot be read, and a setting out of range, are `BadInput`.
@@ -322,6 +356,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
         burn_in=burn_in,
         batch_size=batch_size,
         sampler=sampler,
+        sampler_settings=sampler_settings_of(sampler, sampler_settings),
         window=window,
         share=share,
         known=tuple(known),
@@ -329,3 +364,14 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
         seed=seed,
     )
     return perform(measurement, model, **run)
+
+
+def _require_finite(model: Course, unit: Unit, what: str, values: Tensor) -> None:
+    """Refuse a checkpoint at which something is not finite, by its step."""
+    if bool(values.isfinite().all()):
+        return
+    step = model.steps[unit.detail["start"] + int(values.isfinite().logical_not().nonzero()[0])]
+    raise BadInput(
+        f"the {what} is NaN or infinite at step {step} of run {unit.detail['run']}: look at the weights and the data "
+        "there, or leave it out."
+    )
