@@ -94,7 +94,7 @@ def followed(
 
 def linear(
     widths: Sequence[int], rank: int, generator: torch.Generator
-) -> tuple[Sequence[Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[deep_linear.Weights, tuple[Tensor, Tensor]]:
     """Draw a linear network at a minimum of minimal rank, and data without noise.
 
     Args:

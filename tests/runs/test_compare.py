@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from torch import nn
 
 from assay.errors import BadInput
 from assay.runs.compare import compare
@@ -104,6 +105,8 @@ def test_a_rerun_needs_the_same_weights(tmp_path: Path):
     first = perform(Toy(), ToyModel(), out=tmp_path)
     with pytest.raises(BadInput, match="needs the same weights"):
         rerun(first.path, model=ToyModel(weight=2.0))
+    with pytest.raises(BadInput, match="measured a model of architecture_hash"):
+        rerun(first.path, model=ToyModel(module=nn.Tanh()))
     assert list(tmp_path.iterdir()) == [first.path]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from assay.errors import BadInput
 from assay.runs.executors import LocalProcesses
@@ -32,6 +33,8 @@ def test_an_error_in_another_process_arrives_here():
 def test_other_weights_are_noticed():
     with pytest.raises(BadInput, match="gives other weights"):
         perform(Toy(), ToyModel(weight=3.0), executor=LocalProcesses(1, rebuild))
+    with pytest.raises(BadInput, match="or another configuration"):
+        perform(Toy(), ToyModel(module=nn.Tanh()), executor=LocalProcesses(1, rebuild))
 
 
 def test_a_process_that_dies_is_reported():

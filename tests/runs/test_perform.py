@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from assay.errors import BadInput
+from assay.models.architecture import architecture_hash
 from assay.runs import files
 from assay.runs.files import locked
 from assay.runs.perform import perform
@@ -58,12 +60,13 @@ def test_the_folder_is_named_by_measurement_settings_and_weights(tmp_path: Path)
         perform(Toy(), ToyModel(weight=2.0), out=tmp_path),
         perform(Toy(), ToyModel(source="elsewhere"), out=tmp_path),
         perform(replace(Toy(), scale=1), ToyModel(), out=tmp_path),
+        perform(Toy(), ToyModel(module=nn.Tanh()), out=tmp_path),
     ]
-    first, scaled, other_weights, same_weights, same_number = [run.path for run in runs]
+    first, scaled, other_weights, same_weights, same_number, other_module = [run.path for run in runs]
     assert first.parent == tmp_path
     assert first.name.startswith("toy-")
     assert len(first.name) == len("toy-") + 12
-    assert len({first, scaled, other_weights}) == 3
+    assert len({first, scaled, other_weights, other_module}) == 4
     assert first == same_weights == same_number
 
 
@@ -283,6 +286,7 @@ def test_the_record_says_how_the_numbers_came_about(tmp_path: Path):
     assert record["model"] == {
         "source": "toy",
         "weight_hash": ToyModel().weight_hash(),
+        "architecture_hash": architecture_hash(nn.Identity()),
         "device": "cpu",
         "dtype": "float32",
     }

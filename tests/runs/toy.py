@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from assay.estimates.checks import Check
 from assay.runs.executors import LocalProcesses
@@ -73,6 +74,7 @@ class ToyModel:
     source: str = "toy"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    module: nn.Module = field(default_factory=nn.Identity)
 
     def weight_hash(self) -> str:
         return hashlib.sha256(str(self.weight).encode()).hexdigest()

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from assay.errors import BadInput
+from assay.models.architecture import architecture_hash
 from assay.runs.measurement import Measurement, Pieces, Unit, stored_form
 
 
@@ -105,12 +106,17 @@ class _Origin:
     source: str
     device: str
     dtype: str
-    weight_hash: str
+    hashes: tuple[str, str]
 
     @classmethod
     def of(cls, model: Any) -> "_Origin":
         dtype = str(model.dtype).removeprefix("torch.")
-        return cls(model.source, str(model.device), dtype, model.weight_hash())
+        return cls(model.source, str(model.device), dtype, cls.hashes_of(model))
+
+    @staticmethod
+    def hashes_of(model: Any) -> tuple[str, str]:
+        """What tells the weights, and what is computed with them."""
+        return model.weight_hash(), architecture_hash(model.module)
 
 
 class _Worker:
@@ -131,11 +137,11 @@ class _Worker:
     def _load(self) -> Any:
         origin = self._origin
         model = self._rebuild(origin.source, device=origin.device, dtype=origin.dtype)
-        if model.weight_hash() != origin.weight_hash:
+        if origin.hashes_of(model) != origin.hashes:
             raise BadInput(
-                f"loading {origin.source!r} again gives other weights than the model that was passed, so "
-                "other processes cannot measure it. Save the model to a folder and load it from there, or "
-                "measure in this process."
+                f"loading {origin.source!r} again gives other weights, or another configuration, than the model "
+                "that was passed, so other processes cannot measure it. Save the model to a folder and load it "
+                "from there, or measure in this process."
             )
         return model
 

@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from assay.estimates.checks import Check
+from assay.models.architecture import architecture_hash
 from assay.runs.dataset_files import SCHEMA_VERSION, plain
 from assay.runs.measurement import Measurement, Unit, settings
 
@@ -22,6 +24,11 @@ PACKAGES = ("assay", "torch", "transformers", "numpy", "scipy", "xarray", "safet
 
 class Measurable(Protocol):
     """What a run records of a model, whatever else it is."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What computes."""
+        ...
 
     @property
     def source(self) -> str:
@@ -64,6 +71,7 @@ def describe(measurement: Measurement, model: Measurable, plan: Sequence[Unit]) 
         "model": {
             "source": model.source,
             "weight_hash": model.weight_hash(),
+            "architecture_hash": architecture_hash(model.module),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from assay.errors import BadInput
+from assay.models.architecture import architecture_hash
 from assay.models.loading import load
 from assay.runs.folder import RunFolder
 from assay.runs.manifest import describe
@@ -43,18 +44,20 @@ def rerun(folder: str | Path, *, model: Any = None, **run: Unpack[RunOptions]) -
         The new result, and whether it is the same to the last bit.
 
     Raises:
-        BadInput: when the folder is not a finished run, or the weights are not those it measured.
+        BadInput: when the folder is not a finished run, or weights or configuration are not those it measured.
     """
     path = Path(folder)
     old = Result.load(path)
     recorded = old.manifest["model"]
     if model is None:
         model = load(recorded["source"], device=recorded["device"], dtype=recorded["dtype"])
-    if model.weight_hash() != recorded["weight_hash"]:
-        raise BadInput(
-            f"{path} measured weights with hash {recorded['weight_hash'][:12]}, {recorded['source']!r} now "
-            f"has {model.weight_hash()[:12]}. A rerun needs the same weights: pass them as `model`."
-        )
+    hashes = {"weight_hash": model.weight_hash(), "architecture_hash": architecture_hash(model.module)}
+    for name, found in hashes.items():
+        if recorded.get(name, found) != found:  # records of older versions have no hash of the architecture
+            raise BadInput(
+                f"{path} measured a model of {name} {recorded[name][:12]}, {recorded['source']!r} now has "
+                f"{found[:12]}. A rerun needs the same weights and configuration: pass them as `model`."
+            )
     measurement = from_settings(old.measurement.name, old.manifest["settings"])
     plan = list(measurement.plan(model))
     record = describe(measurement, model, plan)

@@ -20,6 +20,7 @@ from assay.models.norms.folding import copied_model
 from assay.models.norms.recipe import Event, Recipe
 from assay.models.norms.removable import RemovableNorm, Step, make_removable, settle
 from assay.models.norms.removal import remove_by_fine_tuning
+from assay.models.norms.removal_state import StateFolder
 from families import FAMILIES
 from small_gpt2 import python_text, small_gpt2
 
@@ -311,6 +312,16 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(BadInput, match="is damaged"):
         fine_tuned(tiny, folder=tmp_path)
+
+
+def test_a_state_belongs_to_a_configuration_too(tmp_path: Path) -> None:
+    def identity(epsilon: float) -> str:
+        model = wrap(FAMILIES["gpt2"].build())
+        model.module.config.layer_norm_epsilon = epsilon
+        return StateFolder.of(tmp_path, model, QUICK, IDS, IDS).identity
+
+    assert identity(1e-5) == identity(1e-5)
+    assert identity(1e-5) != identity(1e12)
 
 
 def test_a_removal_without_recovery_is_undone() -> None:
