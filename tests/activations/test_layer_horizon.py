@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import assay
+from assay.activations.data_set import partners_of
 from assay.activations.depth.horizon_prediction import SHARES, growth_of, predicted_horizon, smallest_horizon
 from assay.activations.depth.horizon_wiring import Window
 from assay.activations.layer_horizon import LayerHorizon
@@ -48,15 +49,14 @@ def test_every_reach_is_that_of_streams_put_together(kind: str, changed: dict[st
     parts = [stream[0], *(b - a for a, b in zip(stream, stream[1:], strict=False))]
     first = 1 if setting.keep_first else 0
     if setting.value == "resample":
-        order = np.random.default_rng(setting.seed).permutation(len(ids)).tolist()
-        partner = [order[(order.index(i) + 1) % len(order)] for i in range(len(order))]
+        partner = partners_of(len(ids), torch.Generator().manual_seed(setting.seed))
         instead = [part[partner] for part in parts]
     else:
         instead = [part[:, first:].mean((0, 1)) * (setting.value == "mean") for part in parts]
     window = Window(model.n_layers, kind in SECOND_NORM, setting.reach, setting.forget, setting.where, setting.layer,
                     setting.keep_embedding)  # fmt: skip
     settled = {"original": not setting.compounding, "keep_first": setting.keep_first}
-    read = None if setting.read is None else [0, 2, 5]
+    read = list(range(first, 7)) if setting.read is None else [1, 3, 5]
     clean = model.module(input_ids=ids).logits.detach()
     for k in result.dataset["horizon"].values.tolist():
         edited = slow_rewired(
@@ -127,6 +127,22 @@ def test_the_baseline_forgets_as_many_of_any_distance() -> None:
     assert few["baseline_effect"].sel(metric="kl_from_clean", horizon=1) > 20 * NATS
 
 
+def test_each_input_has_random_sources_of_its_own() -> None:
+    """Of one input, given twice, only the wirings differ."""
+    dataset = look(wrap(FAMILIES["llama"].build()), [INPUTS[0]] * 2, baseline_inputs=2).dataset
+    assert (dataset["effect_by_input"].std("input") < NATS).all()
+    assert float(dataset["baseline_effect_stderr"].sel(metric="kl_from_clean", horizon=1)) > 20 * NATS
+
+
+def test_a_position_that_is_kept_is_not_read() -> None:
+    """It is clean by construction: beside others it would make every effect look smaller."""
+    model = wrap(FAMILIES["gpt2"].build())
+    kept, last = (look(model, [INPUTS[0][:3]], read=read).dataset["effect"] for read in (None, 1))
+    losses = [effect.sel(metric="loss_difference") for effect in (kept, last)]  # of position 1 alone
+    np.testing.assert_allclose(*losses, rtol=0, atol=NATS)
+    assert float(kept.sel(metric="top1_agreement", horizon=1)) in (0.0, 0.5, 1.0)
+
+
 def test_a_model_that_reads_one_block_back_has_that_horizon(make_tiny_llama: Any) -> None:
     """Blocks 0 and 1 write nothing: whatever is farther than two blocks back from the end can be forgotten."""
     model = make_tiny_llama(num_hidden_layers=4)
@@ -188,6 +204,8 @@ def test_one_input_has_no_interval_and_settings_make_the_measurement_again(tiny_
         ({"layer": 1, "where": "output"}, "leave where"),
         ({"value": "resample", "inputs": INPUTS[:1]}, "there is one input only"),
         ({"read": 0}, "read=0"),
+        ({"read": 6}, "read=6: an input of 7 tokens has 5 positions with a next token, from position 1 on"),
+        ({"inputs": [[3, 4]]}, "an input of 2 tokens has no position with a next token, from position 1 on"),
         ({"seed": -1}, "seed=-1"),
     ],
 )  # fmt: skip

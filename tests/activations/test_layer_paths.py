@@ -72,6 +72,20 @@ def test_both_sides_are_those_of_their_parts(kind: str) -> None:
     assert (dataset["smallest_horizon"].values == own["smallest_horizon"].values).all()
 
 
+def test_a_position_that_is_kept_is_not_read() -> None:
+    """It is clean by construction: beside others it would make every effect look smaller."""
+    model = wrap(FAMILIES["gpt2"].build())
+    recording = record(model, INPUTS)
+    clean, dataset = model.module(input_ids=recording.ids).logits.detach(), look(model, seed=1).dataset
+    for depth, stream in enumerate(shallow_streams(recording)):
+        pairs = zip(clean, map(recording.readout, stream), recording.ids, strict=True)
+        expected = torch.stack([slow_metrics(*pair, read=[1, 2, 3, 4, 5, 6]) for pair in pairs])
+        np.testing.assert_allclose(dataset["effect_by_input"].sel(depth=depth), expected, rtol=0, atol=1e-4)
+    own = assay.layer_horizon(model, INPUTS, baseline_inputs=0).dataset
+    assert (dataset["smallest_horizon"].values == own["smallest_horizon"].values).all()
+    assert float(dataset["clean_loss"]) == pytest.approx(float(own["clean_loss"]))
+
+
 def test_blocks_that_read_the_embedding_alone_are_one_block_deep(make_tiny_llama: Any) -> None:
     """Layers 1 and 2 write nothing: one block in a row is the model, and no path with them carries a gradient."""
     model = make_tiny_llama()
@@ -109,7 +123,8 @@ def test_one_input_has_no_interval_and_settings_make_the_measurement_again(tiny_
         ({"max_inputs": 0}, "data set is empty"),
         ({"inputs": [[3], [4]]}, "needs a next token"),
         ({"tolerances": (-1.0,)}, "positive"),
-        ({"read": 7}, "read=7"),
+        ({"read": 6}, "read=6: an input of 7 tokens has 5 positions"),
+        ({"keep_first": False, "read": 7}, "read=7: an input of 7 tokens has 6 positions"),
         ({"resamples": 1}, "resamples"),
     ],
 )

@@ -82,26 +82,30 @@ def check_scan(*, seed: int, resamples: int, baseline_inputs: int, max_rows: int
         raise BadInput(f"max_rows={max_rows}: a pass needs a row")
 
 
-def positions_read(length: int, count: int | None) -> tuple[int, ...]:
+def positions_read(length: int, count: int | None, *, first: int = 0) -> tuple[int, ...]:
     """Positions evenly spread over an input, the last with a next token among them.
 
     Args:
         length: of the input, in tokens.
         count: how many; ``None`` for all.
+        first: the first that may be read; those before it are left as they are, and clean by construction.
 
     Returns:
         The positions, ascending.
 
     Raises:
-        BadInput: a count that is not from 1 to the number of positions with a next token.
+        BadInput: no position with a next token, or a count that is not from 1 to the number of those.
     """
+    followed, since = length - 1 - first, f", from position {first} on" if first else ""
+    if followed < 1:
+        raise BadInput(f"an input of {length} tokens has no position with a next token{since}")
     if count is None:
-        return tuple(range(length))
-    if not 1 <= count < length:
+        return tuple(range(first, length))
+    if not 1 <= count <= followed:
         raise BadInput(
-            f"read={count}: an input of {length} tokens has {length - 1} positions with a next token"
+            f"read={count}: an input of {length} tokens has {followed} positions with a next token{since}"
         )
-    return tuple(int(p) for p in np.linspace(length - 2, 0, count).round().astype(int)[::-1])
+    return tuple(int(p) for p in np.linspace(length - 2, first, count).round().astype(int)[::-1])
 
 
 def partners_of(count: int, generator: torch.Generator) -> list[int]:

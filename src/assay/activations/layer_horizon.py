@@ -16,7 +16,9 @@ Turner 2023: about 1.045 in GPT-2 XL), what stood there :math:`k` layers ago is 
 direction of such a share, added to the last stream, does a measured harm; the predicted horizon is the :math:`k` at
 which that harm is within the tolerance.
 
-The baseline forgets as many sources at each reader, of any distance, drawn at random.
+The baseline forgets as many sources at each reader, of any distance, drawn at random for each input.
+
+Position 0 is not read where it is kept: it is clean by construction, and would make every harm look smaller.
 
 Cost: one forward's blocks for each k from the first block that forgets on, half of them on average.
 """
@@ -32,8 +34,8 @@ from torch import Tensor
 
 from assay.activations.checks.horizon import horizon_checks
 from assay.activations.clean_run import METRICS, CleanRun
-from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
-from assay.activations.depth.horizon_prediction import SHARES, horizon_variables, norms_of
+from assay.activations.data_set import check_inputs, check_scan, inputs_of, partners_of, positions_read
+from assay.activations.depth.horizon_prediction import SHARES, check_tolerances, horizon_variables, norms_of
 from assay.activations.depth.horizon_wiring import Forget, Reach, Where, Window
 from assay.activations.effects import effect_variables, mean_variables
 from assay.activations.prompt_pairs import Prompts
@@ -66,7 +68,7 @@ class LayerHorizon(Measurement):
         where: who forgets: blocks and readout (``everywhere``), ``blocks``, or only the readout (``output``).
         layer: the only block that forgets; ``None`` for what ``where`` says.
         keep_embedding: the embedding is never forgotten.
-        keep_first: position 0 is left as it is.
+        keep_first: position 0 is left as it is, and not read.
         tolerances: KL in nats a token up to which the model counts as unchanged.
         read: positions read of each input, evenly spread; ``None`` for all.
         baseline_inputs: inputs on which random sources are forgotten too; 0 for none.
@@ -76,6 +78,7 @@ class LayerHorizon(Measurement):
     """
 
     name: ClassVar[str] = "layer_horizon"
+    revision: ClassVar[int] = 2
     inputs: tuple[Tokens, ...]
     horizons: tuple[int, ...] = ()
     value: Instead = "mean"
@@ -122,7 +125,7 @@ class LayerHorizon(Measurement):
         """Shorten what a few inputs' readers read, step by step."""
         start, stop = unit.detail["start"], unit.detail["stop"]
         recording = _recorded(model, self.inputs[start:stop])
-        clean = CleanRun.of(recording, positions_read(recording.ids.shape[1], self.read))
+        clean = CleanRun.of(recording, self._positions())
         instead = self._instead(model, recording, start, stop, shared)
         window = self._window(model)
         pieces = {
@@ -134,10 +137,7 @@ class LayerHorizon(Measurement):
         }
         if start < self.baseline_inputs:
             few = min(stop, self.baseline_inputs) - start
-            drawn = [window.random(k, np.random.default_rng([self.seed, k])) for k in self._horizons(window)]
-            pieces["random"] = self._run(
-                CleanRun.of(recording.rows(0, few), clean.read), drawn, [part[:few] for part in instead]
-            )
+            pieces["random"] = self._random(clean.rows(0, few), window, instead, start)
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -200,15 +200,26 @@ class LayerHorizon(Measurement):
         )  # fmt: skip
         return found.permute(1, 2, 0)
 
+    def _random(self, clean: CleanRun, window: Window, instead: Sequence[Tensor], start: int) -> Tensor:
+        """(input, metric, wiring) of forgetting as many sources of any distance, other ones for each input."""
+        rows = []
+        for row in range(len(clean.recording.ids)):
+            draws = ((k, np.random.default_rng([self.seed, start + row, k])) for k in self._horizons(window))
+            drawn = [window.random(k, rng) for k, rng in draws]
+            rows.append(self._run(clean.rows(row, row + 1), drawn, [part[row : row + 1] for part in instead]))
+        return torch.cat(rows)
+
+    def _positions(self) -> tuple[int, ...]:
+        return positions_read(len(self.inputs[0]), self.read, first=int(self.keep_first))
+
     def _instead(
         self, model: Model, recording: Recording, start: int, stop: int, mean: Tensor | None
     ) -> list[Tensor]:
         """What stands in for each source, (row, pos, d_model)."""
         like = recording.resid[0]
         if self.value == "resample":
-            return written(
-                _recorded(model, [self.inputs[partner] for partner in self._partners()[start:stop]])
-            )
+            partners = partners_of(len(self.inputs), torch.Generator().manual_seed(self.seed))[start:stop]
+            return written(_recorded(model, [self.inputs[partner] for partner in partners]))
         parts = torch.zeros(1, 1, 1) if mean is None else mean[:, None, None]
         count = len(written(recording))
         return [parts[source % len(parts)].to(like).expand_as(like) for source in range(count)]
@@ -231,12 +242,6 @@ class LayerHorizon(Measurement):
         variants = [(SiteEdit(site, last + share * step),) for share in SHARES]
         found = partial_forward(recording, variants, clean.measure, positions=clean.read)
         return found[..., METRICS.index("kl_from_clean")].T
-
-    def _partners(self) -> list[int]:
-        """The input that each is resampled from: never itself, each once."""
-        order = np.random.default_rng(self.seed).permutation(len(self.inputs)).tolist()
-        partner = dict(zip(order, [*order[1:], order[0]], strict=True))
-        return [partner[index] for index in range(len(order))]
 
     def _window(self, model: Model) -> Window:
         return Window(
@@ -272,18 +277,13 @@ class LayerHorizon(Measurement):
             baseline_inputs=self.baseline_inputs,
             max_rows=self.max_rows,
         )
-        positions_read(len(self.inputs[0]), self.read)
+        self._positions()
         longest = self._window(model).longest
         if len(set(self.horizons)) < len(self.horizons) or any(not 0 <= k <= longest for k in self.horizons):
             raise BadInput(
                 f"horizons={self.horizons}: give each once, from 0 to {longest}, which forgets nothing"
             )
-        if (
-            not self.tolerances
-            or min(self.tolerances) <= 0
-            or len(set(self.tolerances)) < len(self.tolerances)
-        ):
-            raise BadInput(f"tolerances={self.tolerances}: give positive numbers of nats, each once")
+        check_tolerances(self.tolerances)
         if self.value == "resample" and len(self.inputs) < 2:  # noqa: PLR2004
             raise BadInput("value='resample' takes values from other inputs, and there is one input only")
 
@@ -328,7 +328,7 @@ def layer_horizon(  # noqa: PLR0913 (settings of a verb)
         where: who forgets: blocks and readout (``everywhere``), ``blocks``, or only the readout (``output``).
         layer: the only block that forgets; by default what ``where`` says.
         keep_embedding: the embedding is never forgotten.
-        keep_first: position 0 is left as it is.
+        keep_first: position 0 is left as it is, and not read.
         tolerances: KL in nats a token up to which the model counts as unchanged.
         length: cut the texts into inputs of this many tokens; what is left over is not used.
         max_inputs: use this many inputs at most, the first ones.

@@ -31,11 +31,10 @@ from torch import Tensor
 from assay.activations.checks.layer_paths import paths_checks
 from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
-from assay.activations.depth.horizon_prediction import LEVEL, smallest_horizon
+from assay.activations.depth.horizon_prediction import LEVEL, check_tolerances, smallest_horizon
 from assay.activations.effects import PARTS, effect_variables, mean_variables
 from assay.activations.layer_horizon import LayerHorizon
 from assay.activations.prompt_pairs import Prompts
-from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.estimates.checks import Check
 from assay.estimates.estimate import Floats, mean_interval
@@ -58,7 +57,7 @@ class LayerPaths(Measurement):
     Attributes:
         inputs: token ids of the data set, all of one length.
         tolerances: KL in nats a token up to which the model counts as unchanged.
-        keep_first: position 0 is left as it is, in the shallow model and in the horizon.
+        keep_first: position 0 is left as it is and not read, in the shallow model and in the horizon.
         read: positions read of each input, evenly spread; ``None`` for all.
         baseline_inputs: inputs whose gradients are taken in an untrained twin too; 0 for none.
         resamples: of the bootstrap over inputs.
@@ -66,6 +65,7 @@ class LayerPaths(Measurement):
     """
 
     name: ClassVar[str] = "layer_paths"
+    revision: ClassVar[int] = 2
     inputs: tuple[Tokens, ...]
     tolerances: tuple[float, ...] = (1.0, 0.3, 0.1)
     keep_first: bool = True
@@ -89,13 +89,8 @@ class LayerPaths(Measurement):
         check_scan(
             seed=self.seed, resamples=self.resamples, baseline_inputs=self.baseline_inputs, max_rows=None
         )
-        positions_read(len(self.inputs[0]), self.read)
-        if (
-            not self.tolerances
-            or min(self.tolerances) <= 0
-            or len(set(self.tolerances)) < len(self.tolerances)
-        ):
-            raise BadInput(f"tolerances={self.tolerances}: give positive numbers of nats, each once")
+        self._positions()
+        check_tolerances(self.tolerances)
         starts = range(0, len(self.inputs), INPUTS_A_UNIT)
         stops = [min(start + INPUTS_A_UNIT, len(self.inputs)) for start in starts]
         return [
@@ -108,7 +103,7 @@ class LayerPaths(Measurement):
         start, stop = unit.detail["start"], unit.detail["stop"]
         instead, twin = shared
         recording = record(model, torch.tensor(self.inputs[start:stop]))
-        clean = CleanRun.of(recording, positions_read(recording.ids.shape[1], self.read))
+        clean = CleanRun.of(recording, self._positions())
         streams = shallow_streams(recording, keep_first=self.keep_first)
         ends = streams[:, :, list(clean.read)]
         pieces = {
@@ -192,6 +187,9 @@ class LayerPaths(Measurement):
                 found[f"{name}_low"], found[f"{name}_high"] = ((("within",), end) for end in tails)
         return found
 
+    def _positions(self) -> tuple[int, ...]:
+        return positions_read(len(self.inputs[0]), self.read, first=int(self.keep_first))
+
     def _horizon(self) -> LayerHorizon:
         return LayerHorizon(
             inputs=self.inputs, keep_first=self.keep_first, read=self.read, baseline_inputs=0, seed=self.seed
@@ -238,7 +236,7 @@ def layer_paths(  # noqa: PLR0913 (settings of a verb)
         model: a decoder from ``load`` or ``wrap``.
         texts: the data set: texts or token ids of one length, or of any with ``length``.
         tolerances: KL in nats a token up to which the model counts as unchanged.
-        keep_first: position 0 is left as it is, in the shallow model and in the horizon.
+        keep_first: position 0 is left as it is and not read, in the shallow model and in the horizon.
         length: cut the texts into inputs of this many tokens; what is left over is not used.
         max_inputs: use this many inputs at most, the first ones.
         read: positions read of each input, evenly spread; all by default.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.errors import BadInput
 from assay.estimates.estimate import Floats, mean_interval
 from assay.models.partial import Recording
 
@@ -15,6 +16,19 @@ SHARES = tuple(float(share) for share in np.geomspace(1.0, 1e-3, 10))
 FIRST_LAYERS = 2
 """Left out of the fit of the growth: the embedding, and what the first block makes of it, are of another scale."""
 LEVEL = 0.95
+
+
+def check_tolerances(tolerances: Sequence[float]) -> None:
+    """Refuse tolerances that no divergence stays within, or that are given twice.
+
+    Args:
+        tolerances: nats.
+
+    Raises:
+        BadInput: none, one that is not positive, or one twice.
+    """
+    if not tolerances or min(tolerances) <= 0 or len(set(tolerances)) < len(tolerances):
+        raise BadInput(f"tolerances={tuple(tolerances)}: give positive numbers of nats, each once")
 
 
 def norms_of(recording: Recording) -> Tensor:
