@@ -55,6 +55,28 @@ def faithfulness(model: Model) -> Picture:
     return assay.faithfulness(model, clean, corrupted, **settings).chart()
 
 
+def layer_horizon(model: Model) -> Picture:
+    """8 inputs of 32 tokens."""
+    return assay.layer_horizon(model, facts(), length=32, max_inputs=8).chart()
+
+
+def layer_paths(model: Model) -> Picture:
+    """8 inputs of 32 tokens."""
+    return assay.layer_paths(model, facts(), length=32, max_inputs=8).chart()
+
+
+def layer_stages(model: Model) -> Picture:
+    """8 inputs of 32 tokens."""
+    return assay.layer_stages(model, facts(), length=32, max_inputs=8).chart()
+
+
+def layer_surgery(model: Model) -> Picture:
+    """All operations but repeating, four draws each, on 12 inputs of 32 tokens."""
+    operations = ("delete", "swap", "skip", "reverse", "shuffle", "copies", "parallel", "drop", "reorder")
+    result = assay.layer_surgery(model, facts(), operations=operations, draws=4, length=32, max_inputs=12)
+    return result.chart()
+
+
 def logit_lens(model: Model) -> Picture:
     """One fact, its answer included."""
     return assay.logit_lens(model, f"{PROMPT} Paris").chart()
