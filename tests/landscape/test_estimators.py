@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.landscape import target as target_module
 from assay.landscape.chains import Chains, begin
 from assay.landscape.estimators import Draws, mean, slope, summary, variance, wbic
 from assay.landscape.fluctuation import fluctuation, losses
@@ -54,21 +55,30 @@ def test_one_chain_gives_no_number() -> None:
     assert np.isnan(summary(draws(N_BETA).excess[:1])["llc"])
 
 
-def test_the_singular_fluctuation_of_a_regular_model_is_half_its_parameters() -> None:
+@pytest.mark.parametrize(("tokens", "looked_at"), [(1, 1000), (5, 1000), (1, 250)])
+def test_the_singular_fluctuation_of_a_regular_model_is_half_its_parameters(
+    monkeypatch, tokens: int, looked_at: int
+) -> None:
     """A linear model with unit noise at beta = 1: nu = d/2. The loss is a negative log likelihood."""
     generator = torch.Generator().manual_seed(0)
     n, inputs = 1000, 4
-    x = torch.randn(n, inputs, generator=generator)
-    y = x @ torch.randn(inputs, 1, generator=generator) + torch.randn(n, 1, generator=generator)
+    x = torch.randn(n, tokens, inputs, generator=generator)
+    noise = torch.randn(n, tokens, 1, generator=generator)
+    y = x @ torch.randn(inputs, 1, generator=generator) + noise
     module = torch.nn.Linear(inputs, 1, bias=False)
-    module.weight = torch.nn.Parameter(torch.linalg.lstsq(x, y).solution.T.contiguous())
-    made = target(module, lambda module, batch: (module(batch[0]) - batch[1]).square().sum(1) / 2, (x, y))
+    solution = torch.linalg.lstsq(x.flatten(0, 1), y.flatten(0, 1)).solution
+    module.weight = torch.nn.Parameter(solution.T.contiguous())
+    monkeypatch.setattr(target_module, "WORK", inputs * looked_at)
+    made = target(module, lambda module, batch: (module(batch[0]) - batch[1]).square()[..., 0] / 2, (x, y))
     one = torch.ones(12, dtype=torch.float64)
-    walking = begin(made, Chains(tuple(range(12)), 2e-4 * one, n * one, one))
+    n_beta = n * tokens  # of the mean over tokens, so that the sum has the temperature 1
+    walking = begin(made, Chains(tuple(range(12)), 2e-4 / tokens * one, n_beta * one, one))
     walking.advance(200)
-    each = fluctuation(made, walking, 40, beta=1.0)
+    each = fluctuation(made, walking, 40, n_beta=n_beta)
     stderr = float(each.std()) / 12**0.5
-    assert float(each.mean()) == pytest.approx(inputs / 2, abs=4 * stderr + 0.1)
+    assert made.seen == looked_at
+    # examples that stand for all have their own mean of x x^T: 3 % with 250
+    assert float(each.mean()) == pytest.approx(inputs / 2, abs=4 * stderr + 0.15)
     assert stderr < 0.15
 
 
@@ -81,5 +91,5 @@ def test_losses_of_examples_are_those_of_the_module_at_these_weights() -> None:
     before = made.anchor()
     found = losses(made, before * 1.5)
     expected = (2.25 * x @ map_.T - y).square().sum(1).double()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(made.anchor(), before)

@@ -437,11 +437,31 @@ def test_with_batches_there_is_no_momentum_and_no_variance() -> None:
     assert "llc_variance" not in found
 
 
-def test_below_the_anchor_there_is_no_number() -> None:
+@pytest.mark.parametrize("downhill", [0.0, 50.0])
+def test_away_from_a_minimum_there_is_no_number_of_whatever_estimator(downhill: float) -> None:
+    """Neither where chains found lower loss than the anchor's nor where a look downhill did."""
     data = network((3, 4, 3), 2, 60)[2]
     untrained = deep_linear.as_module(deep_linear.random_weights((3, 4, 3), generator=generator(9)))
+    made = target(untrained, squared_error, data)
+    measurement = LearningCoefficient(
+        data=made.data_hash(),
+        loss="squared_error",
+        budget=600,
+        second_temperature=2.0,
+        fluctuation_draws=2,
+    )
+    (unit,) = measurement.plan(made)
+    pieces = dict(measurement.measure(made, unit, measurement.prepare(made)))
+    pieces["downhill"] = torch.tensor(downhill)
+    if downhill:
+        pieces["loss"] -= 10  # a number, were it not for the way down
+    found = measurement.combine(made, {unit.name: pieces})
+    assert np.isfinite(found["llc_raw"])
+    estimates = ("llc", "wbic", "singular_fluctuation")
+    told = [str(name) for name in found if str(name).startswith(estimates)]
+    assert {"llc_per_chain", "llc_variance", "llc_slope", "wbic_low", "singular_fluctuation"} <= set(told)
+    assert all(bool(found[name].isnull().all()) for name in told if name not in ("llc_raw", "llc_bias"))
     result = learning_coefficient(untrained, squared_error, data, budget=600)
-    assert math.isnan(float(result.dataset["llc"]))
     assert verdicts(result)["L202"] == "fail"
     assert result.chart().to_dict()
 

@@ -1,7 +1,8 @@
 r"""Estimators of the learning coefficient from the losses of chains.
 
-With :math:`b_t` what each draw adds to the first-order bias of the sampler (for Langevin dynamics
-:math:`\frac{\varepsilon}{8} \lVert\nabla U\rVert^2`, exact in a quadratic potential):
+With :math:`b_t` what each draw adds to the first-order bias of :math:`n\beta L` (for Langevin dynamics
+:math:`\frac{\varepsilon}{8} (\lVert\nabla U\rVert^2 - \gamma (w - w^*) \cdot \nabla U)`, exact in a quadratic potential;
+`assay.landscape.walks.bias_of_loss`):
 
 - mean: :math:`n\beta\,(E[L] - L^*) - E[b]`;
 - variance, on all of the data: :math:`(n\beta)^2 \mathrm{Var}(L) - 2 E[b]`, which needs no :math:`L^*`;
@@ -24,6 +25,8 @@ from assay.runs.measurement import Pieces
 
 NUMBERS = ("llc", "llc_stderr", "llc_low", "llc_high", "llc_mcse", "r_hat", "ess", "drift", "drift_stderr")
 """What `summary` gives."""
+ESTIMATES = ("llc", "wbic", "singular_fluctuation")
+"""How the names of all estimates begin."""
 ROUNDING = 1e-6
 """Of an excess loss in float32, as a share of n beta L*, and at least by itself: so little is not below the anchor."""
 
@@ -80,7 +83,7 @@ def mean(draws: Draws) -> dict[str, Any]:
 def withheld(found: Mapping[str, Any]) -> dict[str, Any]:
     """Put NaN for every estimate, so that no number stands where there is no coefficient; the raw mean stays."""
     return {
-        name: np.nan if name.startswith("llc") and name not in ("llc_raw", "llc_bias") else value
+        name: np.nan if name.startswith(ESTIMATES) and name not in ("llc_raw", "llc_bias") else value
         for name, value in found.items()
     }
 

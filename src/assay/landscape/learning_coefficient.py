@@ -199,8 +199,7 @@ class LearningCoefficient(Measurement):
             "stopped": torch.tensor(STOPPED.index(found.stopped)),
         }
         if self.fluctuation_draws:
-            beta = self.temperature(model) / model.n
-            values = fluctuation(model, found.walking, self.fluctuation_draws, beta)
+            values = fluctuation(model, found.walking, self.fluctuation_draws, self.temperature(model))
             pieces["singular_fluctuation"] = values[:count]
         return pieces
 
@@ -223,9 +222,8 @@ class LearningCoefficient(Measurement):
                 n_beta / self.second_temperature,
                 baseline,
             )
-        variables: dict[str, Any] = {**mean(draws), **self._others(model, draws, hot)}
-        if no_minimum := float(parts[0]["downhill"]) > steepest(variables["llc_raw"]):
-            variables = withheld(variables)
+        variables: dict[str, Any] = mean(draws)
+        variables |= self._others(model, draws, hot, variables)
         variables["unexplored"] = (
             1 - 2 * (virial - bias)[kept, after].mean() / parameters if kept.any() else np.nan
         )
@@ -233,7 +231,10 @@ class LearningCoefficient(Measurement):
             each = torch.cat([part["singular_fluctuation"] for part in parts]).numpy()[kept]
             variables |= named("singular_fluctuation", each)
         per_chain = np.full(self.chains, np.nan)
-        per_chain[kept] = np.nan if no_minimum else draws.excess.mean(1)
+        per_chain[kept] = draws.excess.mean(1)
+        below = kept.sum() >= 2 and np.isnan(variables["llc"])
+        if below or float(parts[0]["downhill"]) > steepest(variables["llc_raw"]):
+            variables, per_chain = withheld(variables), np.full_like(per_chain, np.nan)
         steps = np.unique(np.linspace(0, loss.shape[1] - 1, TRACE).round().astype(int))
         trace, free = ("chain", "draw"), {"allow_nan": True}
         variables |= {
@@ -259,8 +260,10 @@ class LearningCoefficient(Measurement):
         }
         return _finite_or_flagged(xr.Dataset(variables, coords, attrs))
 
-    def _others(self, model: Target, draws: Draws, hot: Draws | None) -> dict[str, float]:
-        """Estimate in other ways."""
+    def _others(
+        self, model: Target, draws: Draws, hot: Draws | None, first: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Estimate in other ways than the first."""
         found: dict[str, float] = {}
         if len(draws.loss) >= 2:
             if self.batch(model) is None:  # with batches the variance would be mostly that of the batches
@@ -268,7 +271,7 @@ class LearningCoefficient(Measurement):
             if hot is not None:
                 found |= slope(draws, hot)
             if self.n_beta is None:
-                found |= wbic(mean(draws), model.n, draws.n_beta, draws.baseline)
+                found |= wbic(first, model.n, draws.n_beta, draws.baseline)
         return found
 
     def _attrs(self, model: Target) -> dict[str, Any]:
