@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import assay
+from assay.activations.checks.faithfulness import faithfulness_checks
 from assay.activations.circuits.circuit import run_circuits
 from assay.activations.circuits.graph import find_edges, graph_of
-from assay.activations.faithfulness import SIZES, Faithfulness
+from assay.activations.faithfulness import SIZES, Faithfulness, described
 from assay.errors import BadInput
 from assay.models.model import Model, wrap
 from assay.runs.measurement import from_settings, settings
@@ -133,6 +135,69 @@ def test_areas_and_intervals(material: tuple[zoo.Pairs, Model]) -> None:
     assert not np.array_equal(again["baseline_faithfulness"], other["baseline_faithfulness"])
 
 
+def test_areas_of_random_sets_are_those_of_each_set(material: tuple[zoo.Pairs, Model]) -> None:
+    """The curve that is the mean of several is nearer to 1 than they are, where some are above it and some below."""
+    given: dict[str, Any] = {"sizes": (0.1, 0.5, 0.8, 1.0), "random_sets": 5, "metric": "log_probability"}
+    dataset = run(material, **given).dataset
+    curves, x = dataset["baseline_faithfulness_by_set"].values, dataset["size"].values
+    assert curves.shape == (5, 4)
+    np.testing.assert_allclose(dataset["baseline_faithfulness"], curves.mean(0), rtol=1e-12)
+    areas = {"cpr": np.trapezoid(curves, x), "cmd": np.trapezoid(np.abs(1 - curves), x)}
+    for name, area in areas.items():
+        np.testing.assert_allclose(dataset[f"baseline_{name}_by_set"], area, rtol=1e-12)
+        assert float(dataset[f"baseline_{name}"]) == pytest.approx(area.mean())
+    assert areas["cmd"].std() > 0.01
+    lead = areas["cmd"].min() - float(dataset["cmd"])
+    assert float(dataset["lead"]) == pytest.approx(lead)
+    assert float(dataset["lead_low"]) <= lead <= float(dataset["lead_high"])
+
+
+def test_random_sets_are_less_faithful_than_the_circuit_and_as_faithful_as_idle_parts(
+    material: tuple[zoo.Pairs, Model],
+) -> None:
+    def judged(**changed: Any) -> Any:
+        return {check.code: check for check in run(material, **changed).checks}["P503"]
+
+    idle = ("embed>v.0.1", "head.0.1>q.1.2", "mlp.0>logits")
+    assert judged(parts=zoo.EDGES).verdict == "pass"
+    assert judged(parts=zoo.EDGES).figure == pytest.approx(1, abs=0.02)
+    assert (judged(parts=idle).verdict, judged(parts=idle).figure) == ("warn", pytest.approx(0, abs=0.02))
+    assert judged(ranked_on=2).verdict == "pass"
+    alone = assay.faithfulness(
+        material[1], material[0].clean[0], material[0].corrupted[0], parts=zoo.EDGES, random_sets=3
+    )
+    (check,) = [check for check in alone.checks if check.code == "P503"]
+    assert check.verdict == "pass" and "one pair" in check.message
+
+
+@pytest.mark.parametrize(
+    ("lead", "low", "verdict"),
+    [
+        (0.4, 0.1, "pass"),
+        (0.4, -0.1, "warn"),
+        (-0.2, -0.3, "warn"),
+        (0.4, np.nan, "pass"),
+        (np.nan, np.nan, "warn"),
+    ],
+)
+def test_a_lead_has_to_be_told_from_none(lead: float, low: float, verdict: str) -> None:
+    variables = {"metric_full": 2.0, "metric_empty": 0.0, "graph_error": 0.0, "lead": lead, "lead_low": low,
+                 "lead_high": 2 * lead - low}  # fmt: skip
+    dataset = xr.Dataset(variables, attrs={"random_sets": 3})
+    assert [check.verdict for check in faithfulness_checks(dataset) if check.code == "P503"] == [verdict]
+
+
+def test_a_circuit_that_overshoots_is_not_more_faithful() -> None:
+    """Twice and a half what the model does is as far from it as its opposite: random sets, which do nothing, lead."""
+    overshot = np.array(
+        [[2.0, 0.0, 5.0, 0.0], [2.0, 0.0, 5.0, 0.1]]
+    )  # pair: all, none, circuit, a random set
+    found = described(overshot, np.array([0.1]), np.random.default_rng(0), resamples=50)
+    dataset = xr.Dataset(found)
+    assert float(dataset["faithfulness"][0]) == 2.5
+    assert float(dataset["lead"]) == pytest.approx(0.975 - 1.5) and float(dataset["lead_high"]) < 0
+
+
 def test_one_pair_has_no_interval_and_kl_is_ranked_from_the_corrupted_run(
     material: tuple[zoo.Pairs, Model],
 ) -> None:
@@ -157,7 +222,8 @@ def test_settings_make_the_same_measurement_again(material: tuple[zoo.Pairs, Mod
     result = run(material, level="nodes", method="eap", sizes=(0.5, 1.0), ranked_on=1, random_sets=1, seed=4)
     assert isinstance(result.measurement, Faithfulness)
     assert from_settings("faithfulness", settings(result.measurement)) == result.measurement
-    assert len(result.chart().to_dict()["datasets"]["faithfulness"]) == 4
+    rows = result.chart().to_dict()["datasets"]["faithfulness"]
+    assert [row["which"] for row in rows] == ["circuit"] * 2 + ["random sets"] * 2 + ["one random set"] * 2
 
 
 @pytest.mark.parametrize(

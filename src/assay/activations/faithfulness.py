@@ -12,8 +12,10 @@ Edges, or nodes with all edges that leave them, are ranked by their scores
 
 by trapezoids over the share of edges: more is better, and 0 is best. Source: Mueller et al., MIB, 2504.13151.
 
-Intervals are bootstraps over pairs. The baseline are random sets of the same sizes. Cost: a forward a circuit and pair,
-in which each receiver reads a stream of its own, about three forwards' work.
+Intervals are bootstraps over pairs. The baseline are random sets of the same sizes, each with its own areas; ``lead``
+is how much smaller the CMD is than that of the best of them, :math:`|1 - f|` where there is one size. A circuit that is
+a random set itself leads with probability 1 / (``random_sets`` + 1). Cost: a forward a circuit and pair, in which each
+receiver reads a stream of its own, about three forwards' work.
 
 Limits: ranking and measuring on the same pairs flatters a circuit; ``ranked_on`` takes the first pairs for the ranking
 alone.
@@ -84,6 +86,7 @@ class Faithfulness(Paired):
     """
 
     name: ClassVar[str] = "faithfulness"
+    revision: ClassVar[int] = 2
     level: Level = "edges"
     method: EdgeMethod = "eap_ig"
     parts: tuple[str, ...] = ()
@@ -146,45 +149,13 @@ class Faithfulness(Paired):
         own = np.stack([unit["model"].numpy() for unit in units])
         total = len(self._all(graph))
         sizes = counts / total
-
-        def curves(samples: Floats) -> Floats:
-            """Faithfulness of the circuits and mean of the random sets, and both areas of each."""
-            means = samples.mean(0)
-            gap = means[0] - means[1]
-            f = (means[2:] - means[1]) / (gap if gap else np.nan)
-            rows = f.reshape(-1, len(counts))
-            both = [rows[0], *([rows[1:].mean(0)] if self.random_sets else [])]
-            areas = [[np.trapezoid(row, sizes), np.trapezoid(np.abs(1 - row), sizes)] for row in both]
-            return np.concatenate([*both, *areas])
-
-        few = {"allow_nan": True}  # one pair has no interval, equal prompts no faithfulness
-        if len(measured) > 1:
-            found = bootstrap(
-                measured,
-                np.random.default_rng(self.seed),
-                curves,
-                resamples=self.resamples,
-                kind="percentile",
-            )
-        else:
-            value = curves(measured)
-            found = (value, *[np.full_like(value, np.nan)] * 3)
         variables: dict[str, Any] = {
             "metric_full": ((), measured[:, 0].mean()),
             "metric_empty": ((), measured[:, 1].mean()),
             "graph_error": ((), np.abs(measured[:, :2] - own).max()),
             "count": (("size",), counts),
+            **described(measured, sizes, np.random.default_rng(self.seed), resamples=self.resamples),
         }
-        for part, values in zip(PARTS, found, strict=True):
-            k = len(counts)
-            names = ["faithfulness", *(["baseline_faithfulness"] if self.random_sets else [])]
-            for row, name in enumerate(names):
-                variables[name + part] = (("size",), values[row * k : (row + 1) * k], few)
-                if k > 1:
-                    start = len(names) * k + 2 * row
-                    prefix = "" if row == 0 else "baseline_"
-                    variables[f"{prefix}cpr{part}"] = ((), values[start], few)
-                    variables[f"{prefix}cmd{part}"] = ((), values[start + 1], few)
         return xr.Dataset(variables, {"size": sizes}, self._attributes(model, total, len(measured)))
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
@@ -269,6 +240,65 @@ class Faithfulness(Paired):
             raise BadInput("random_sets and seed are 0 or more, resamples 2 or more")
 
 
+def described(measured: Floats, sizes: Floats, rng: np.random.Generator, *, resamples: int) -> dict[str, Any]:
+    """Faithfulness and its areas, of the circuit and of random sets.
+
+    Args:
+        measured: (pair, circuit): all edges, none, then the circuit at each size, then each random set at each size.
+        sizes: shares of all edges or nodes.
+        rng: draws the resamples.
+        resamples: of the bootstrap over pairs.
+
+    Returns:
+        The variables, with ``_stderr``, ``_low`` and ``_high``, which are NaN for one pair; and those of each random
+        set, without. One size has no areas.
+    """
+    told, few = (
+        _told(measured, sizes),
+        {"allow_nan": True},
+    )  # one pair has no interval, equal prompts no faithfulness
+    row = np.hstack(list(told.values()))
+    found = (row, *[np.full_like(row, np.nan)] * 3)
+    if len(measured) > 1:
+        found = bootstrap(
+            measured,
+            rng,
+            lambda pairs: np.hstack(list(_told(pairs, sizes).values())),
+            resamples=resamples,
+            kind="percentile",
+        )
+    ends = np.cumsum([value.size for value in told.values()])[:-1]
+    variables: dict[str, Any] = {}
+    for part, values in zip(PARTS, found, strict=True):
+        for (name, like), value in zip(told.items(), np.split(values, ends), strict=True):
+            variables[name + part] = (("size",)[: like.ndim], value.reshape(like.shape), few)
+    for name, value in _curves(measured, sizes).items():
+        if len(value) > 1:
+            variables[f"baseline_{name}_by_set"] = (("set", "size")[: value.ndim], value[1:], few)
+    return variables
+
+
+def _curves(measured: Floats, sizes: Floats) -> dict[str, Floats]:
+    """Faithfulness (set, size), the circuit first, and where there are several sizes CPR and CMD (set,)."""
+    means = measured.mean(0)
+    gap = means[0] - means[1]
+    f = ((means[2:] - means[1]) / (gap if gap else np.nan)).reshape(-1, len(sizes))
+    if len(sizes) == 1:
+        return {"faithfulness": f}
+    return {"faithfulness": f, "cpr": np.trapezoid(f, sizes), "cmd": np.trapezoid(np.abs(1 - f), sizes)}
+
+
+def _told(measured: Floats, sizes: Floats) -> dict[str, Floats]:
+    """Everything that has an interval: the circuit's curves, the means over random sets, and the lead."""
+    curves = _curves(measured, sizes)
+    told = {name: value[0] for name, value in curves.items()}
+    if len(curves["faithfulness"]) > 1:
+        told |= {f"baseline_{name}": value[1:].mean(0) for name, value in curves.items()}
+        short = curves.get("cmd", np.abs(1 - curves["faithfulness"][:, 0]))
+        told["lead"] = short[1:].min() - short[0]
+    return told
+
+
 def faithfulness(  # noqa: PLR0913 (settings of a verb)
     model: Model,
     clean: Prompts,
@@ -308,8 +338,9 @@ def faithfulness(  # noqa: PLR0913 (settings of a verb)
 
     Returns:
         A result whose dataset holds ``faithfulness[size]`` and ``baseline_faithfulness[size]`` of random sets, ``cpr``
-        and ``cmd`` of both, each with ``_stderr``, ``_low`` and ``_high`` over pairs; ``count[size]``;
-        ``metric_full``, ``metric_empty``, and ``graph_error``, how far the whole graph is from the model.
+        and ``cmd`` of both, and ``lead``, each with ``_stderr``, ``_low`` and ``_high`` over pairs; those of each
+        random set (``baseline_cmd_by_set[set]``); ``count[size]``; ``metric_full``, ``metric_empty``, and
+        ``graph_error``, how far the whole graph is from the model.
 
     Raises:
         BadInput: prompts of different length, a metric that needs an answer and has none, sizes out of order, or a

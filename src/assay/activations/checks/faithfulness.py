@@ -18,7 +18,7 @@ def faithfulness_checks(dataset: xr.Dataset) -> list[Check]:
         One check each, as far as the dataset has what it needs.
     """
     checks = [_differ(dataset), _graph(dataset)]
-    return [*checks, _baseline(dataset)] if "baseline_faithfulness" in dataset else checks
+    return [*checks, _baseline(dataset)] if "lead" in dataset else checks
 
 
 def _differ(dataset: xr.Dataset) -> Check:
@@ -39,11 +39,13 @@ def _graph(dataset: xr.Dataset) -> Check:
 
 
 def _baseline(dataset: xr.Dataset) -> Check:
-    partial = dataset["count"].values < dataset.attrs["total"]
-    lead = (dataset["faithfulness"] - dataset["baseline_faithfulness"]).values[partial]
-    best, title = float(np.max(lead, initial=-np.inf)), "random sets are as faithful"
-    message = f"The circuit is more faithful than random sets of its size by {best:.2f} at most."
-    if best > 0:
-        return Check("P503", title, "pass", best, message)
-    remedy = "The ranking finds nothing that chance does not: look at the agreement of the scores."
-    return Check("P503", title, "warn", best, message, remedy)
+    lead, low, high = (float(dataset[f"lead{part}"]) for part in ("", "_low", "_high"))
+    title, sets = "random sets are as faithful", dataset.attrs["random_sets"]
+    spread = f"[{low:.3g}, {high:.3g}]" if np.isfinite(low) else "(one pair: no interval)"
+    message = f"The circuit falls short of the model by {lead:.3g} {spread} less than the best of {sets} random sets."
+    if (low if np.isfinite(low) else lead) > 0:
+        return Check("P503", title, "pass", lead, message)
+    remedy = (
+        "The circuit is not told from chance: look at the agreement of the scores, or measure more pairs."
+    )
+    return Check("P503", title, "warn", lead, message, remedy)

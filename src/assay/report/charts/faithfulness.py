@@ -11,6 +11,7 @@ from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _TABLE = "faithfulness"
+_ONE = "one random set"
 _WIDTH, _HEIGHT = 380, 240
 
 
@@ -39,8 +40,11 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
     y = alt.Y(
         "faithfulness:Q", title="faithfulness", scale=alt.Scale(domain=[low - 0.05, high + 0.05], clamp=True)
     )
-    base = alt.Chart(alt.NamedData(name=_TABLE))
-    colour = alt.Color("which:N", title=None, sort=["circuit", "random sets"])
+    table = alt.Chart(alt.NamedData(name=_TABLE))
+    base = table.transform_filter(f"datum.which !== '{_ONE}'")
+    colour = alt.Color(
+        "which:N", title=None, sort=["circuit", "random sets"], legend=alt.Legend(symbolOpacity=1)
+    )
     dash = alt.StrokeDash("which:N", sort=["circuit", "random sets"], legend=None)
     whole = alt.Chart(alt.InlineData(values=[{"level": 0.0}, {"level": 1.0}]))
     layers: list[Any] = [
@@ -48,6 +52,10 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
         base.transform_filter("isValid(datum.low)")
         .mark_area(opacity=0.18)
         .encode(x=x, y=alt.Y("low:Q", title="faithfulness"), y2="high:Q", color=colour),
+        table.transform_filter(f"datum.which === '{_ONE}'")
+        .transform_calculate(which="'random sets'")
+        .mark_line(strokeWidth=1, opacity=0.4)
+        .encode(x=x, y=y, color=colour, detail="set:N"),
         base.mark_line(point=True).encode(
             x=x,
             y=y,
@@ -67,12 +75,24 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
 def _areas(dataset: xr.Dataset) -> str:
     if "cpr" not in dataset:
         return f"{int(dataset['count'].values[0])} given by name"
-    said = []
-    for name in ("cpr", "cmd"):
-        value, low, high = (float(dataset[name + part]) for part in ("", "_low", "_high"))
-        spread = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
-        said.append(f"{name.upper()} {value:.3f}{spread}")
-    return f"ranked by {dataset.attrs['ranking']}; {', '.join(said)}"
+    said = ", ".join(f"{name.upper()} {_told(dataset, name)}" for name in ("cpr", "cmd"))
+    return f"ranked by {dataset.attrs['ranking']}; {said}"
+
+
+def _lead(dataset: xr.Dataset) -> str:
+    """How much nearer to the model the circuit is than random sets, and how far apart these are."""
+    if "lead" not in dataset:
+        return ""
+    said = f" The circuit is nearer to the model than the best random set by {_told(dataset, 'lead')}."
+    if "baseline_cmd_by_set" not in dataset:
+        return said
+    sets = dataset["baseline_cmd_by_set"].values
+    return f" Random sets have a CMD of {sets.mean():.3f} ({sets.min():.3f} to {sets.max():.3f}).{said}"
+
+
+def _told(dataset: xr.Dataset, name: str) -> str:
+    value, low, high = (float(dataset[name + part]) for part in ("", "_low", "_high"))
+    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else "")
 
 
 def figures(dataset: xr.Dataset) -> list[Figure]:
@@ -85,8 +105,8 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             caption=(
                 f"Share of the {dataset.attrs['metric'].replace('_', ' ')} between the corrupted (0) and the clean "
                 f"run (1) that is left when only the circuit carries the prompt ({dataset.attrs['pairs']} pairs). "
-                f"Dashed: random sets of equal size, mean of {dataset.attrs['random_sets']}. Bands are 95% bootstrap "
-                f"intervals over pairs. {_areas(dataset)}."
+                f"Dashed: random sets of equal size, mean of {dataset.attrs['random_sets']}; thin: each of them. Bands "
+                f"are 95% bootstrap intervals over pairs. {_areas(dataset)}.{_lead(dataset)}"
             ),
             draw=lambda **_options: panel(dataset, rows),
             frame=rows,
@@ -104,11 +124,12 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     if "baseline_faithfulness" in dataset:
         random = f"; random sets of that size {dataset['baseline_faithfulness'].values[place]:.2f}"
     text = f"{counts[place]} of {total} {level} have a faithfulness of {values[place]:.2f}{random}. {_areas(dataset)}."
+    text += _lead(dataset)
     return [Finding(text, position=0)]
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
-    """Lay the curves out as one row for each size, of the circuit and of random sets."""
+    """Lay the curves out as one row for each size: of the circuit, of the mean of random sets, and of each of these."""
     tables = []
     for which, prefix in (("circuit", ""), ("random sets", "baseline_")):
         if f"{prefix}faithfulness" in dataset:
@@ -121,4 +142,9 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
                 "high": dataset[f"{prefix}faithfulness_high"].values,
             }
             tables.append(pd.DataFrame(columns))
+    for number, curve in enumerate(dataset.get("baseline_faithfulness_by_set", [])):
+        columns = {"which": _ONE, "set": number, "percent": 100 * dataset["size"].values}
+        tables.append(
+            pd.DataFrame({**columns, "count": dataset["count"].values, "faithfulness": curve.values})
+        )
     return pd.concat(tables, ignore_index=True)
