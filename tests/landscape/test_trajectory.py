@@ -268,6 +268,15 @@ def test_gaps_in_the_llc_are_bridged_and_flat_curves_have_no_drops() -> None:
     assert int((found["loss_change"][1] != 0).sum()) == 0
 
 
+def test_chains_at_rest_pass_every_check() -> None:
+    """On equal checkpoints, where nothing drops."""
+    same = {step: STATES[500] for step in range(4)}
+    chains: dict[str, Any] = {"localization": 100.0, "chains": 8, "burn_in": 300, "draws": 1500, "window": 1}
+    result = measured(same, step_size=3e-4, checkpoints_at_once=4, **chains)
+    assert {check.verdict for check in result.checks} == {"pass"}
+    assert len({check.code for check in judge(result.dataset)}) == 8
+
+
 def test_the_checks_tell_what_is_wrong(plain: Result) -> None:
     assert {check.code: check.verdict for check in plain.checks if check.code == "L301"} == {"L301": "pass"}
     trained = measured(sampled=None, step_size=1e-5)
@@ -282,12 +291,16 @@ def test_the_checks_tell_what_is_wrong(plain: Result) -> None:
     for name, value, code in (
         ("r_hat", 2.0, "L303"),
         ("llc_bias", 100.0, "L304"),
+        ("drift", 50.0, "L306"),
+        ("unexplored", 0.6, "L307"),
+        ("llc_high", 100.0, "L308"),
         ("alignment_p", 0.5, "L305"),
     ):
         bad = dataset.assign({name: xr.full_like(dataset[name], value)})
         bad["drops"] = 3
         verdicts = {check.code: check.verdict for check in judge(bad)}
-        assert verdicts[code] in ("warn", "fail"), code
+        expected = "warn" if code in ("L305", "L307", "L308") else "fail"
+        assert verdicts[code] == expected, code
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ UNEXPLORED = 0.5
 """Share of the directions that are still free above which there is a warning."""
 AGREED = 0.05
 """Half the width of the interval, as a share of the estimate, below which chains that disagree only warn."""
+DRIFT = 0.02
+"""Share of the estimate by which the halves of the draws may differ."""
 WIDE = 0.1
 """Half the width of the interval, as a share of the estimate, from which it does not exclude an error of a tenth."""
 REFUSED, STUCK = 0.5, 0.9
@@ -86,11 +88,14 @@ def _drift(dataset: xr.Dataset) -> Check:
     drift, stderr = float(dataset["drift"]), float(dataset["drift_stderr"])
     share = abs(drift) / max(abs(float(dataset["llc"])), 1e-12)
     message = f"The second half of the draws lies {drift:+.3g} (standard error {stderr:.2g}) from the first."
-    # so many standard errors of a few chains as chance exceeds as seldom as three of a normal
-    seldom = float(stats.t.ppf(stats.norm.cdf(3), int((~dataset["diverged"]).sum()) - 1))
-    significant = abs(drift) > seldom * stderr and share > 0.02
+    significant = abs(drift) > seldom(int((~dataset["diverged"]).sum())) * stderr and share > DRIFT
     remedy = "The chains are still on their way: more burn-in, or a larger budget."
-    return graded("L205", "still drifting", share if significant else 0.0, (0.02, 0.1), message, remedy)
+    return graded("L205", "still drifting", share if significant else 0.0, (DRIFT, 0.1), message, remedy)
+
+
+def seldom(chains: int) -> float:
+    """Give so many standard errors over chains as chance exceeds as seldom as three of a normal."""
+    return float(stats.t.ppf(stats.norm.cdf(3), chains - 1))
 
 
 def _bias(dataset: xr.Dataset) -> Check:

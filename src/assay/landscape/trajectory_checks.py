@@ -1,17 +1,22 @@
 """Judging a trajectory, from its dataset alone."""
 
+import math
+
 import numpy as np
 import xarray as xr
 
 from assay.estimates.checks import Check, graded
+from assay.landscape.learning_coefficient_checks import DRIFT, UNEXPLORED, WIDE, seldom
 
-BIAS = 0.1
-"""Share of an estimate that the step size may add before a checkpoint counts as biased."""
+AGREEING, BIAS = 1.1, 0.1
+"""Split R-hat, and the share of an estimate that the step size may add, up to which a checkpoint counts as sound."""
+SOME, FEW = (0.1, 0.5), (0.1, math.inf)
+"""Shares of the checkpoints beyond which a check warns, and fails."""
 
 
 def judge(dataset: xr.Dataset) -> list[Check]:
     """Give every verdict on a trajectory; see ``docs/checks.md`` for what each rests on."""
-    return [_minima(dataset), _diverged(dataset), _agreement(dataset), _bias(dataset), _alignment(dataset)]
+    return [_minima(dataset), _diverged(dataset), *_shares(dataset), _alignment(dataset)]
 
 
 def _minima(dataset: xr.Dataset) -> Check:
@@ -34,19 +39,47 @@ def _diverged(dataset: xr.Dataset) -> Check:
     return Check(code, title, "fail", float(lost.sum()), message, "Take a step size a third as large.")
 
 
-def _agreement(dataset: xr.Dataset) -> Check:
-    share = float((dataset["r_hat"] > 1.1).mean())
-    message = f"At {share:.0%} of the checkpoints split R-hat is above 1.1."
-    remedy = "The chains are not yet in one place there: more burn-in and more draws."
-    return graded("L303", "chains disagree at checkpoints", share, (0.1, 0.5), message, remedy)
+def _shares(dataset: xr.Dataset) -> list[Check]:
+    """Judge at how many checkpoints a diagnostic is beyond what is allowed of it."""
+    size = np.maximum(abs(dataset["llc"]), 1e-12)
+    drift, half = abs(dataset["drift"]), (dataset["llc_high"] - dataset["llc_low"]) / 2
+    drifting = (drift > seldom(dataset.sizes["chain"]) * dataset["drift_stderr"]) & (drift > DRIFT * size)
+    longer = "The chains are not yet in one place there: more burn-in and more draws."
+    rows = [
+        (
+            ("L303", "chains disagree at checkpoints"), dataset["r_hat"] > AGREEING, SOME,
+            f"split R-hat is above {AGREEING}", longer,
+        ),
+        (
+            ("L304", "the step size is too large for checkpoints"),
+            abs(dataset["llc_bias"]) > BIAS * size, SOME,
+            f"the step size adds more than {BIAS:.0%} to the estimate",
+            "Take a smaller step size, and as many times more steps, or a larger batch.",
+        ),
+        (
+            ("L306", "chains still drift at checkpoints"), drifting, SOME,
+            f"the halves of the draws differ beyond chance, and by more than {DRIFT:.0%}", longer,
+        ),
+        (
+            ("L307", "flat directions are not explored at checkpoints"),
+            dataset["unexplored"] > UNEXPLORED, FEW,
+            f"more than {UNEXPLORED:.0%} of the directions are still free",
+            "The LLC is that of the neighbourhood that was reached: take a larger localization, or walk longer.",
+        ),
+        (
+            ("L308", "intervals are wide"), half > WIDE * size, FEW,
+            f"the interval reaches more than {WIDE:.0%} of the estimate to either side",
+            "Take more draws or more chains; differences within the band are none.",
+        ),
+    ]  # fmt: skip
+    return [_share(*row) for row in rows]
 
 
-def _bias(dataset: xr.Dataset) -> Check:
-    shares = np.abs(dataset["llc_bias"]) / np.maximum(np.abs(dataset["llc"]), 1e-12)
-    share = float((shares > BIAS).mean())
-    message = f"At {share:.0%} of the checkpoints the step size adds more than {BIAS:.0%} to the estimate."
-    remedy = "Take a smaller step size, and as many times more steps, or a larger batch."
-    return graded("L304", "the step size is too large for checkpoints", share, (0.1, 0.5), message, remedy)
+def _share(
+    named: tuple[str, str], beyond: xr.DataArray, limits: tuple[float, float], what: str, remedy: str
+) -> Check:
+    share = float(beyond.mean())
+    return graded(*named, share, limits, f"At {share:.0%} of the checkpoints {what}.", remedy)
 
 
 def _alignment(dataset: xr.Dataset) -> Check:
