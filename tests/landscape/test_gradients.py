@@ -1,3 +1,5 @@
+import warnings
+from collections import OrderedDict
 from itertools import pairwise
 
 import pytest
@@ -20,6 +22,14 @@ def seeded(*layers: nn.Module) -> nn.Sequential:
     for weight in module.parameters():
         weight.data = torch.randn(weight.shape, generator=generator)
     return module
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    return seeded(OrderedDict(layers))  # type: ignore[arg-type]
+
+
+def twice(bend: nn.Module) -> nn.Sequential:
+    return seeded(nn.Linear(3, 4), bend, nn.Linear(4, 2), bend)
 
 
 STACKS = {
@@ -57,6 +67,13 @@ STACKS = {
         nn.LayerNorm(5, elementwise_affine=False),
         nn.Linear(5, 2),
     ),
+    "by name": lambda: named(
+        first=nn.Linear(3, 4, bias=False),
+        second=nn.Linear(4, 4, bias=False),
+        bend=nn.Tanh(),
+        last=nn.Linear(4, 2),
+    ),
+    "one activation twice": lambda: twice(nn.Tanh()),
 }
 
 
@@ -96,6 +113,63 @@ def test_what_is_no_plain_stack_goes_the_general_way() -> None:
     )
     assert gradients.shape == (1, 5 * 3 + 20 + 10)
     assert_close(losses[0], squared_error(frozen, data).mean().detach())
+
+
+def normed(norm) -> nn.Module:
+    module = STACKS["tanh"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch would have `torch.nn.utils.parametrizations`
+        norm(module[2])
+    return module
+
+
+def turned() -> nn.Module:
+    module = STACKS["tanh"]()
+    module[0].register_forward_hook(lambda part, given, left: -left)
+    return module
+
+
+def more() -> nn.Module:
+    module = STACKS["tanh"]()
+    module[0].register_parameter("extra", nn.Parameter(torch.ones(2)))
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: normed(nn.utils.weight_norm),
+        lambda: normed(nn.utils.spectral_norm),
+        lambda: normed(nn.utils.parametrizations.weight_norm),
+        turned,
+        more,
+        lambda: twice(nn.SiLU(inplace=True)),
+    ],
+    ids=["weight norm", "spectral norm", "parametrized", "hook", "more weights", "in place"],
+)
+def test_layers_that_do_more_than_their_type_go_the_general_way(make) -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = (torch.randn(6, 3, generator=generator), torch.randn(6, 2, generator=generator))
+    module = make()
+    made = target(module, squared_error, data)
+    assert not is_stack(made)
+    with made.evaluating():
+        losses, gradients = gradient_of(made)(made.anchor()[None], tuple(part[None] for part in data))
+        value = squared_error(module, data).mean()
+    slopes = torch.autograd.grad(value, list(module.parameters()), allow_unused=True, materialize_grads=True)
+    assert_close(losses[0], value.detach(), rtol=1e-5, atol=1e-6)
+    assert_close(gradients[0], torch.cat([s.flatten() for s in slopes]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "tanh"])
+def test_a_stack_reads_inputs_and_targets_and_leaves_other_columns(name: str) -> None:
+    data = (torch.randn(9, 3), torch.randn(9, 2))
+    module = STACKS[name]()
+    two, three = (target(module, squared_error, given) for given in (data, (*data, torch.randn(9, 4))))
+    for one, other in zip(
+        *(gradient_of(each)(each.anchor()[None], everything(each)) for each in (two, three)), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_tokens_are_averaged_like_examples() -> None:

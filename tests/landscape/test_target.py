@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from assay.errors import BadInput
 from assay.landscape.losses import squared_error
+from assay.landscape.minimum import look
 from assay.landscape.target import target
 
 INPUTS, ANSWERS = torch.arange(12.0).view(4, 3), torch.ones(4, 2)
@@ -83,6 +84,22 @@ def broken() -> nn.Module:
     return network
 
 
+def half() -> nn.Module:
+    return module().bfloat16()
+
+
+def column() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 1))
+
+
+def row_of_numbers() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+
+
+def in_half(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return module(batch[0]).square().sum(1).bfloat16()
+
+
 @pytest.mark.parametrize(
     ("make", "loss", "data", "mask", "message"),
     [
@@ -102,8 +119,37 @@ def broken() -> nn.Module:
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(3, dtype=torch.bool)}, "expected bool"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.ones(2)}, "expected bool"),
         (module, squared_error, (INPUTS, ANSWERS), {"0.bias": torch.zeros(2, dtype=torch.bool)}, "no parameter move"),
+        (column, squared_error, (INPUTS, torch.ones(4)), None, r"outputs \(2, 1\) and targets \(2,\): expected"),
+        (row_of_numbers, squared_error, (INPUTS, torch.ones(4, 1)), None, r"outputs \(2,\) and targets \(2, 1\)"),
+        (module, squared_error, INPUTS, None, "the loss of 2 examples cannot be taken: tuple index out of range"),
+        (module, squared_error, (INPUTS[:, :2], ANSWERS), None, r"cannot be taken: mat1 .*\(2, 2\) torch.float32"),
+        (module, squared_error, [(torch.ones(3), 1.0), (torch.ones(2), 1.0)], None, "of a list do not fit into one"),
+        (module, squared_error, [(torch.ones(3), 1.0), (torch.ones(3),)], None, "do not fit into one"),
+        (module, squared_error, [{"text": "one"}, {"text": "two"}], None, "leave other columns out"),
+        (module, squared_error, torch.tensor(1.0), None, r"lengths \[None\]: expected one"),
+        (module, lambda m, b: 1.0, INPUTS, None, "has shape float: expected one value for each"),
+        (half, squared_error, (INPUTS.bfloat16(), ANSWERS.bfloat16()), None, "weights that move are in torch.bfloat16"),
+        (module, in_half, INPUTS, None, "loss is in torch.bfloat16: steps and losses would be lost"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_to_pass(make, loss, data, mask, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         target(make(), loss, data, mask=mask)
+
+
+def test_a_loss_that_is_not_finite_is_found_wherever_it_is() -> None:
+    answers = torch.ones(9000, 2)
+    answers[5000, 1] = torch.nan
+    made = target(module(), squared_error, (torch.ones(9000, 3), answers))
+    with pytest.raises(BadInput, match="the loss of example 5000 is NaN or infinite"):
+        _ = made.anchor_loss
+    with pytest.raises(BadInput, match="example 5000"):
+        look(made, 100.0)
+
+
+def test_numbers_for_outputs_are_compared_one_by_one() -> None:
+    network, answers = row_of_numbers(), torch.arange(4.0)
+    expected = (network(INPUTS) - answers).square().detach()
+    assert torch.equal(squared_error(network, (INPUTS, answers)), expected)
+    made = target(network, squared_error, (INPUTS, answers))
+    assert float(made.anchor_loss) == pytest.approx(float(expected.mean()))

@@ -68,7 +68,7 @@ def everything(target: Target) -> Batch:
     unbiased = all(parameter.ndim == 2 for parameter in target.parameters.values())
     if linear and unbiased and target.loss is squared_error and data[1].ndim == 2:
         inputs = data[0].shape[1]
-        rows = torch.cat(data, 1)
+        rows = torch.cat(data[:2], 1)
         if len(rows) > rows.shape[1]:
             upper = torch.linalg.qr(rows.double(), mode="r").R * (rows.shape[1] / len(rows)) ** 0.5
             data = tuple(part.to(rows.dtype) for part in (upper[:, :inputs], upper[:, inputs:]))

@@ -102,7 +102,13 @@ def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets).square().flatten(1).sum(1)
+    if outputs.shape != targets.shape:  # which would be broadcast, each output against every target
+        raise BadInput(
+            f"squared_error of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: expected one shape; "
+            "targets[:, None] makes a column."
+        )
+    each = (outputs - targets).square()
+    return each if each.ndim == 1 else each.flatten(1).sum(1)
 
 
 def _squared_distance(outputs: Tensor, before: Tensor) -> Tensor:

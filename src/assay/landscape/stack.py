@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.landscape import layer_norms
+from assay.landscape.identity import hooks_of
 from assay.landscape.losses import Batch, OutputLoss, cross_entropy, squared_error
 from assay.landscape.target import Target
 
@@ -33,13 +34,30 @@ SLOPES: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 def is_stack(target: Target) -> bool:
     """Tell whether a module is a plain stack of linear layers, norms and activations under a loss of its outputs."""
     module = target.module
+    if type(module) is not nn.Sequential or not isinstance(target.loss, OutputLoss):
+        return False
+    names = [f"{name}.{own}" for name, part in layers_of(module) for own, _ in part.named_parameters()]
     return (
-        type(module) is nn.Sequential
-        and isinstance(target.loss, OutputLoss)
-        and target.dtype in (torch.float32, torch.float64)
-        and all(type(part) in (nn.Linear, *SLOPES) or layer_norms.is_plain(part) for part in module)
-        and len(target.parameters) == sum(len(list(part.parameters())) for part in module)
+        target.dtype in (torch.float32, torch.float64)
+        and all(_is_plain(part) for _, part in layers_of(module))
+        and not hooks_of(module)
+        and list(target.parameters) == names  # all of them move, none is shared
         and target.data[0].ndim == 2
+    )
+
+
+def layers_of(module: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """Give the parts of a row by name, one that is there twice at both places."""
+    return [(name, part) for name, part in module.named_modules(remove_duplicate=False) if name]
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Tell whether a part computes what its type says, from weights where its type keeps them."""
+    return (
+        (type(part) in (nn.Linear, *SLOPES) or layer_norms.is_plain(part))
+        and {name for name, _ in part.named_parameters()} <= {"weight", "bias"}
+        and not getattr(part, "inplace", False)
+        and not hooks_of(part)
     )
 
 
@@ -48,12 +66,12 @@ class Stack:
 
     def __init__(self, target: Target) -> None:
         assert isinstance(target.loss, OutputLoss) and isinstance(target.module, nn.Sequential)
-        self._loss, self._layers, self._flat = target.loss, list(target.module), Flat(target)
+        self._loss, self._layers, self._flat = target.loss, layers_of(target.module), Flat(target)
         self._examples, self._pieces, self._memory = 0, list[Piece](), Memory()
 
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `assay.landscape.gradients.Gradient`."""
-        inputs, targets = (part.expand(len(parameters), *part.shape[1:]) for part in batch)
+        inputs, targets = (part.expand(len(parameters), *part.shape[1:]) for part in batch[:2])
         if inputs.shape[1] != self._examples:
             self._examples, self._pieces = inputs.shape[1], _pieces(self._layers, self._flat, inputs.shape[1])
         values = inputs
@@ -235,21 +253,21 @@ class Activation:
         return SLOPES[type(self._layer)](self._layer, slope, self._entered, self._left)
 
 
-def _pieces(layers: Sequence[nn.Module], flat: Flat, examples: int) -> list[Piece]:
+def _pieces(layers: Sequence[tuple[str, nn.Module]], flat: Flat, examples: int) -> list[Piece]:
     """Cut a stack into pieces, the best for so many examples."""
     pieces, row = list[Piece](), list[nn.Linear]()
-    for index, layer in enumerate(layers):
+    for index, (name, layer) in enumerate(layers):
         if isinstance(layer, nn.Linear):
             row.append(layer)
-            following = layers[index + 1] if index + 1 < len(layers) else None
-            if f"{index}.bias" not in flat and isinstance(following, nn.Linear):
+            following = layers[index + 1][1] if index + 1 < len(layers) else None
+            if f"{name}.bias" not in flat and isinstance(following, nn.Linear):
                 continue
             first = index + 1 - len(row)
             for run in runs(row, examples, first=not first):
-                pieces.append(Linear([str(first + number) for number in run], flat))
+                pieces.append(Linear([layers[first + number][0] for number in run], flat))
             row = []
         elif isinstance(layer, nn.LayerNorm):
-            pieces.append(Norm(str(index), layer.eps, flat))
+            pieces.append(Norm(name, layer.eps, flat))
         else:
             pieces.append(Activation(layer))
     return pieces

@@ -1,18 +1,18 @@
 """What is sampled: a module's weights, a loss, and the data the loss is taken over."""
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from assay.errors import BadInput
+from assay.landscape.examples import Data, tensors_of
 from assay.landscape.identity import architecture
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
 from assay.landscape.masks import described, flat_mask, named_mask
@@ -20,25 +20,15 @@ from assay.landscape.tokens import token_rows
 from assay.models.entries import Entries, first_read
 from assay.models.model import Model
 
-
-@runtime_checkable
-class Rows(Protocol):
-    """Examples by number: tensors, tuples of them, or rows by name with ``input_ids``."""
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __getitem__(self, number: int, /) -> Any:
-        """One example."""
-        ...
-
-
-Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[Any] | DataLoader[Any] | Rows | str | Path
 ROWS, TOKENS = 4096, 1024
 """Examples in one block of a pass over all of the data; of token ids, which make large outputs, so many tokens."""
 WORK = 4e10
 """Parameters times examples (or tokens) of a pass over all of the data; where it would be more, some stand for all."""
+PRECISE = (torch.float32, torch.float64)
+"""In which chains can be walked: in bfloat16 the mean loss is a multiple of 0.016 at best, and small steps are lost."""
+_TOO_COARSE = (
+    "steps and losses would be lost to rounding. Load the model with dtype float32, or call module.float()."
+)
 KEPT = 2**28
 """Bytes of the anchor's outputs that are kept; more are computed anew for each batch."""
 
@@ -166,9 +156,21 @@ class Target:
         """Mean loss at the anchor over the data that are looked at, (), float64."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad(), self.evaluating():
-            for batch in self.blocks():
-                total += self.loss(self.module, batch).mean() * (len(batch[0]) / self.seen)
+            for number, batch in enumerate(self.blocks()):
+                losses = self.loss(self.module, batch)
+                self.require_finite(losses, number * rows_at_once(self.data[0]))
+                total += losses.mean() * (len(batch[0]) / self.seen)
         return total
+
+    def require_finite(self, losses: Tensor, before: int) -> None:
+        """Refuse losses at the anchor that are not finite, of a block after so many of the examples looked at."""
+        bad = ~losses.isfinite().reshape(len(losses), -1).all(1)
+        if bool(bad.any()):
+            first = before + int(bad.int().argmax())
+            example = round(first * (self.n - 1) / max(1, self.seen - 1))
+            raise BadInput(
+                f"the loss of example {example} is NaN or infinite at the anchor: look at the weights and the data."
+            )
 
     def paired(self, losses: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Take the chance of the batches out of losses, where the anchor's loss over all of the data is not known.
@@ -256,7 +258,8 @@ def target(
 
     Raises:
         BadInput: no parameter requires grad, data on another device or of unequal lengths, a mask that does
-            not fit, weights that are not finite, or a loss that is not one finite value for each example.
+            not fit, weights that are not finite or in half precision, or a loss that is not one finite value for each
+            example, or cannot be taken of the data.
     """
     model = module if isinstance(module, Model) else None
     bare = model.module if model else module
@@ -272,7 +275,7 @@ def target(
         mask = flat_mask(module, mask)
     if isinstance(data, str | Path):
         data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
-    tensors = _tensors(data)
+    tensors = tensors_of(data)
     loss = next_token if loss is None else find_loss(loss)
     made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask), model=model)
     _require(made, mask or {})
@@ -303,12 +306,14 @@ def _require(made: Target, mask: Mapping[str, Tensor]) -> None:
         raise BadInput(f"the mask names {unknown}; parameters that can move: {', '.join(sorted(movable))}.")
     if not made.parameters:
         raise BadInput("the mask names no parameter: set it true where weights are to be sampled.")
-    if len({len(part) for part in made.data}) != 1 or made.n == 0:
-        raise BadInput(f"the data have lengths {[len(part) for part in made.data]}: expected one, above 0.")
     if elsewhere := {str(part.device) for part in made.data if part.device != made.device}:
         raise BadInput(
             f"the module is on {made.device}, data on {', '.join(sorted(elsewhere))}: move one to the other."
         )
+    if coarse := sorted(
+        {str(value.dtype) for value in made.parameters.values() if value.dtype not in PRECISE}
+    ):
+        raise BadInput(f"weights that move are in {', '.join(coarse)}: {_TOO_COARSE}")
     if not all(bool(value.isfinite().all()) for value in made.module.parameters()):
         raise BadInput("the module's weights are NaN or infinite at the anchor: look at its training.")
 
@@ -327,25 +332,6 @@ def _bound(made: Target, loss: AnchorLoss) -> Target:
     return replace(made, loss=OutputLoss(loss.of), data=(inputs, kept), given=made.data)
 
 
-def _tensors(data: Data) -> tuple[Tensor, ...]:
-    """Bring data into memory as tensors whose first axis counts examples."""
-    if isinstance(data, DataLoader):
-        data = data.dataset
-    if isinstance(data, Tensor):
-        return (data,)
-    if isinstance(data, tuple | list) and data and all(isinstance(part, Tensor) for part in data):
-        return tuple(cast("tuple[Tensor, ...]", data))
-    if isinstance(data, Rows) and len(data):
-        rows = [_columns(data[number]) for number in range(len(data))]
-        return tuple(
-            torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True)
-        )
-    raise BadInput(
-        f"data is a {type(data).__name__}: expected a tensor, a tuple of tensors, a Dataset with a length, or "
-        "a DataLoader of one."
-    )
-
-
 def rows_at_once(inputs: Tensor) -> int:
     """Tell how many examples are gone through at once."""
     return max(1, min(ROWS, TOKENS // inputs.shape[1])) if _are_ids(inputs) else ROWS
@@ -355,25 +341,29 @@ def _are_ids(inputs: Tensor) -> bool:
     return inputs.ndim == 2 and not inputs.dtype.is_floating_point
 
 
-def _columns(item: Any) -> Sequence[Any]:
-    """The parts of one example; of rows by name, as Hugging Face datasets have them, the token ids."""
-    if isinstance(item, Mapping):
-        return (item["input_ids"],) if "input_ids" in item else tuple(item.values())
-    return item if isinstance(item, tuple | list) else (item,)
-
-
 def _try(made: Target) -> None:
     """Refuse a loss that is not one finite value for each example."""
     few = tuple(part[:2] for part in made.data)
-    with torch.no_grad(), made.evaluating():
-        values = made.loss(made.module, few)
-    if values.ndim not in (1, 2) or len(values) != len(few[0]):
+    try:
+        with torch.no_grad(), made.evaluating():
+            values: Any = made.loss(made.module, few)
+    except BadInput:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in few)
         raise BadInput(
-            f"the loss of {len(few[0])} examples has shape {tuple(values.shape)}: expected one value for each "
+            f"the loss of {len(few[0])} examples cannot be taken: {error}. It was called as loss(module, batch), where "
+            f"batch is a tuple of {len(few)}: {shapes}. Do the data have all that it reads, in the shapes it expects?"
+        ) from error
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != len(few[0]):
+        raise BadInput(
+            f"the loss of {len(few[0])} examples has shape {shape}: expected one value for each "
             'example (or each token of each), before any mean. With torch losses pass reduction="none".'
         )
-    if not bool(values.isfinite().all()):
-        raise BadInput("the loss is NaN or infinite at the anchor: look at the weights and the data.")
+    if values.dtype not in PRECISE:
+        raise BadInput(f"the loss is in {values.dtype}: {_TOO_COARSE}")
+    made.require_finite(values, 0)
 
 
 def _flat_mask(made: Target, mask: Mapping[str, Tensor]) -> Tensor:
