@@ -77,10 +77,24 @@ def test_one_run_has_a_band_and_marks_and_the_known_lines() -> None:
     assert "100% [40%, 100%] of 1 drops" in drawn["title"]["subtitle"]
 
 
-def test_several_runs_are_lines_without_bands() -> None:
+def test_several_runs_are_thin_lines_with_their_median_on_top() -> None:
     drawn = spec(page.chart(made(3)))
     assert "area" not in marks(drawn)
-    assert drawn["vconcat"][1]["layer"][1]["encoding"]["color"]["field"] == "run"
+    thin, median = (layer for layer in drawn["vconcat"][1]["layer"] if layer["mark"]["type"] == "line")
+    assert thin["encoding"]["detail"]["field"] == "run"
+    assert median["encoding"]["y"]["aggregate"] == "median"
+    assert median["mark"]["strokeWidth"] > thin["mark"]["strokeWidth"]
+    assert "detail" not in median["encoding"]
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_the_caption_says_at_how_many_checkpoints_there_is_no_minimum(runs: int) -> None:
+    caption = page.figures(made(runs))[0].caption
+    assert "50% of checkpoints that are no minimum" in caption
+    assert ("Hollow points" in caption) == (runs == 1)
+    everywhere = made(runs)
+    everywhere["at_minimum"] = everywhere["at_minimum"] | True
+    assert "Every checkpoint is a minimum." in page.figures(everywhere)[0].caption
 
 
 @pytest.mark.parametrize(("top", "kind"), [(9.0, None), (90.0, "log"), (1e9, None)])

@@ -42,8 +42,8 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             title="Loss and learning coefficient over training",
             caption=(
                 "Loss over all of the data, and the learning coefficient "
-                f"{'with its 95% interval' if one else 'of every run'}. Triangles: change points, pointing the way the "
-                "curve goes. Hollow points: the checkpoint is no minimum, and the number no learning coefficient. "
+                f"{'with its 95% interval' if one else 'of every run (thin) with their median (thick)'}. Triangles: "
+                f"change points, pointing the way the curve goes. {_minima(dataset, one)} "
                 f"Dashed: known coefficients, where there are any. {_sentence(dataset)}"
             ),
             draw=lambda **_options: curves(dataset),
@@ -137,7 +137,6 @@ def _curve(dataset: xr.Dataset, name: str, title: str, scale: alt.Scale) -> alt.
         scale=alt.Scale(domain=[float(steps[0]), float(steps[-1])], nice=False),
     )
     y = alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(grid=True, minExtent=44))
-    colour = alt.value(_BLUE) if one else alt.Color("run:N", legend=None, scale=alt.Scale(scheme="viridis"))
     told = [alt.Tooltip(f"{each}:Q", format=".4g") for each in ("step", "loss", "llc", "llc_low", "llc_high")]
     layers: list[alt.Chart] = []
     if name == "llc":
@@ -156,15 +155,18 @@ def _curve(dataset: xr.Dataset, name: str, title: str, scale: alt.Scale) -> alt.
     if one:
         marked = base.transform_filter(f"datum.{name}_change != 0")
         layers.append(marked.mark_rule(opacity=0.35, color=_GREY).encode(x=x))
-    layers.append(
-        base.mark_line(strokeWidth=1.4 if one else 0.8, opacity=1.0 if one else 0.6).encode(
-            x=x, y=y, color=colour, detail="run:N"
-        )
-    )
+    blue, grey = alt.value(_BLUE), alt.value(_GREY)
+    if one:
+        layers.append(base.mark_line(strokeWidth=1.4).encode(x=x, y=y, color=blue))
+    else:
+        thin = base.mark_line(strokeWidth=0.6, opacity=0.35)
+        layers.append(thin.encode(x=x, y=y, color=grey, detail="run:N"))
+        median = alt.Y(f"median({name}):Q", title=title, scale=scale)
+        layers.append(base.mark_line(strokeWidth=1.6).encode(x=x, y=median, color=blue))
     if name == "llc" and one:
         read = base.mark_point(size=14, strokeWidth=1)
-        fill = alt.condition("datum.at_minimum", alt.value(_BLUE), alt.value("transparent"))
-        layers.append(read.encode(x=x, y=y, color=colour, fill=fill, tooltip=told))
+        fill = alt.condition("datum.at_minimum", blue, alt.value("transparent"))
+        layers.append(read.encode(x=x, y=y, color=blue, fill=fill, tooltip=told))
     for sign, shape in (("<", "triangle-down"), (">", "triangle-up")):
         marked = base.transform_filter(f"datum.{name}_change {sign} 0")
         mark = marked.mark_point(shape=shape, style="accent", filled=True, size=60 if one else 22)
@@ -190,6 +192,15 @@ def around(dataset: xr.Dataset) -> alt.LayerChart:
     )
     title = alt.Title("The learning coefficient around a drop in loss", subtitle=_sentence(dataset))
     return alt.LayerChart(layer=[band, line]).properties(width=_WIDTH, height=1.5 * _HEIGHT, title=title)
+
+
+def _minima(dataset: xr.Dataset, one: bool) -> str:
+    """Say at which checkpoints the number is no learning coefficient; of several runs only how many these are."""
+    share = float((~dataset["at_minimum"]).mean())
+    if not share:
+        return "Every checkpoint is a minimum."
+    which = "Hollow points" if one else "Not told apart here"
+    return f"{which}: the {share:.0%} of checkpoints that are no minimum, where the number is no learning coefficient."
 
 
 def _sentence(dataset: xr.Dataset) -> str:
