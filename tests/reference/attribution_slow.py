@@ -45,8 +45,18 @@ class SlowAttribution:
             ends.append(self.number(logits[0, -1]))
         return float(ends[0] - ends[1]) / (2 * STEPS[self.kind])
 
-    def dropped(self, site: str, position: int, entries: slice, writers: Sequence[str]) -> float:
-        """The same slope by a backward pass in which what some modules return passes no gradient on."""
+    def grad_drop(self, site: str, position: int, entries: slice, drops: Sequence[Sequence[str]]) -> float:
+        """Mean magnitude over a pass that drops nothing and one for each set of modules where the node lives."""
+        passes = [self.dropped(site, position, entries, writers) for writers in ((), *drops)]
+        living = [abs(one) for one in passes if one is not None]
+        return sum(living) / len(living)
+
+    def dropped(self, site: str, position: int, entries: slice, writers: Sequence[str]) -> float | None:
+        """The same slope by a backward pass in which what some modules return passes no gradient on.
+
+        Returns:
+            The slope towards the source; ``None`` where no way leads from the node to the metric.
+        """
         name, _, layer = site.partition(".")
         path, side = PORTS[self.kind][name]
         a, b = (naive_capture(self.kind, self.module, ids, site) for ids in (self.base, self.source))
@@ -72,7 +82,5 @@ class SlowAttribution:
             for writer in writers:
                 stack.callback(self.module.get_submodule(writer).register_forward_hook(drop).remove)
             value = self.number(self.module(self.base).logits[0, -1])
-        if not value.requires_grad:
-            return 0.0
-        (gradient,) = torch.autograd.grad(value, kept[0], allow_unused=True, materialize_grads=True)
-        return float(((b - a) * gradient)[0, position, entries].sum())
+        (gradient,) = torch.autograd.grad(value, kept[0], allow_unused=True)
+        return None if gradient is None else float(((b - a) * gradient)[0, position, entries].sum())

@@ -1,5 +1,6 @@
 """Slow but obvious edges of a LLaMA or GPT-2: what one head reads is changed by a hook, weights taken apart by hand."""
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -49,16 +50,47 @@ class SlowEdges:
             receiver: `q.1.2`, `k.1.0`, `v.1.0`, `mlp.1` or `logits`.
             change: (pos, d_model).
         """
-        kind, _, place = receiver.partition(".")
         with torch.no_grad(), ExitStack() as stack:
-            if kind == "logits":
-                stack.callback(self._add("model.norm", change))
-            elif kind == "mlp":
-                stack.callback(self._add(f"model.layers.{place}.post_attention_layernorm", change))
-            else:
-                layer, head = map(int, place.split("."))
-                stack.callback(self._one_head(kind, layer, head, change))
+            stack.callback(self._reading(receiver, change))
             return self.module(self.base).logits[0, -1]
+
+    def grad_drop(
+        self,
+        receiver: str,
+        change: Tensor,
+        number: Callable[[Tensor], Tensor],
+        drops: Sequence[Sequence[str]],
+    ) -> float:
+        """Mean magnitude over a pass that drops nothing and one for each set of modules, where the edge lives in them.
+
+        Args:
+            receiver: as for `logits`.
+            change: what the sender writes, (pos, d_model).
+            number: from the logits at the last position to the metric.
+            drops: paths of modules that pass no gradient on, for each pass.
+        """
+        living = []
+        for writers in ((), *drops):
+            added = torch.zeros_like(change, requires_grad=True)
+            with ExitStack() as stack:
+                stack.callback(self._reading(receiver, added))
+                for writer in writers:
+                    stack.callback(self.module.get_submodule(writer).register_forward_hook(_cut).remove)
+                value = number(self.module(self.base).logits[0, -1])
+            (slope,) = torch.autograd.grad(value, added, allow_unused=True)
+            if slope is not None:
+                living.append(abs(float((slope * change.detach()).sum())))
+        return sum(living) / len(living)
+
+    def _reading(self, receiver: str, change: Tensor) -> Callable[[], None]:
+        """Let one receiver read the stream with a change added, until the function that is returned is called."""
+        kind, _, place = receiver.partition(".")
+        if kind == "logits":
+            return self._add("model.norm", change)
+        if kind == "mlp":
+            return self._add(f"model.layers.{place}.post_attention_layernorm", change)
+        layer, head = map(int, place.split("."))
+        return self._one_head(kind, layer, head, change)
 
     def _add(self, path: str, change: Tensor) -> Any:
         def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -79,3 +111,7 @@ class SlowEdges:
             return result
 
         return block.get_submodule(f"self_attn.{kind}_proj").register_forward_hook(on_output).remove
+
+
+def _cut(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    return (output[0].detach(), *output[1:]) if isinstance(output, tuple) else output.detach()

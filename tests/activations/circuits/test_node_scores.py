@@ -107,20 +107,33 @@ def test_the_qk_fix_leaves_other_nodes_as_they_are() -> None:
     assert not torch.allclose(plain["q"], fixed["q"], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["z", "mlp_act", "resid_pre", "attn_out", "mlp_out"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q",
+        "v",
+        "z",
+        "mlp_act",
+        "mlp_in",
+        "resid_pre",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+    ],
+)
 def test_layers_are_dropped_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over those passes in which the node still reaches the metric, each run by itself."""
     monkeypatch.setattr("assay.activations.circuits.node_scores.TOKENS_AT_ONCE", 14)  # two layers, then one
     one = found("llama", (name,))
     nodes, slow = attribute(one, "grad_drop").nodes[name], twin("llama", one)
-    entries, index = {"z": (slice(8, 16), (1,)), "mlp_act": (slice(5, 6), (5,))}.get(name, (slice(None), ()))
+    head = (slice(8, 16), (1,))
+    special = {"q": head, "v": head, "z": head, "mlp_act": (slice(5, 6), (5,))}
+    entries, index = special.get(name, (slice(None), ()))
+    drops = [[f"model.layers.{layer}.{part}" for part in ("self_attn", "mlp")] for layer in range(3)]
     for layer, position in ((0, 4), (1, 2), (2, 6)):
-        total = abs(slow.dropped(f"{name}.{layer}", position, entries, []))
-        for dropped in range(3):
-            if name in ("attn_out", "mlp_out") and dropped == layer:
-                continue  # what a layer writes cannot be told from what it is dropped at
-            writers = [f"model.layers.{dropped}.self_attn", f"model.layers.{dropped}.mlp"]
-            total += abs(slow.dropped(f"{name}.{layer}", position, entries, writers))
-        assert float(nodes[(layer, position, *index)]) == pytest.approx(total / 3, abs=ROUNDING)
+        wanted = slow.grad_drop(f"{name}.{layer}", position, entries, drops)
+        assert float(nodes[(layer, position, *index)]) == pytest.approx(wanted, abs=ROUNDING)
+        assert wanted > 10 * ROUNDING or (name, layer, position) == ("v", 1, 2)
 
 
 def test_both_mendings_together_drop_slopes_of_patterns() -> None:

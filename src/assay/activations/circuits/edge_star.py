@@ -10,9 +10,11 @@ The norm and the projection before are exact too; what follows the pattern is li
 share sum over these. Of a single attention whose output is read linearly this is the exact effect.
 
 **GradDrop.** As of nodes (:mod:`assay.activations.circuits.node_scores`): with :math:`\widehat{e}_\ell` the score when
-no slope passes through what layer :math:`\ell` writes,
-:math:`\frac{1}{L}(|\widehat{e}| + \sum_\ell |\widehat{e}_\ell|)`.
-What the receiver reads is not dropped, only what its layer, and others, then write.
+no slope passes through what layer :math:`\ell` writes, the mean of the magnitudes :math:`|\widehat{e}|` and
+:math:`|\widehat{e}_\ell|` over those passes that leave the edge a way to the metric. An edge is cut where the layer of
+its receiver is dropped, and nowhere else: what the sender writes is what the edge carries, and no slope is taken
+through it. So the mean is over L passes for a receiver in a layer, and over L + 1 for the logits, whose slope no drop
+changes.
 
 Source: Kramár et al., 2403.00745, who define both for nodes; that for edges is ours.
 """
@@ -42,7 +44,7 @@ def mended_scores(
         graph: of the model.
         change: of what each sender writes, (sender, pos, d_model).
         seen: the base run's written and read sites.
-        drop: average magnitudes over passes that leave one layer's writes out; scores then have no sign.
+        drop: average magnitudes over the passes that leave an edge alive; scores then have no sign.
 
     Returns:
         Scores (sender, receiver), float64; and the slope by what enters the first block, (pos, d_model).
@@ -63,7 +65,9 @@ def mended_scores(
     entering = passes[0].gradients["resid_pre.0"][0]
     if not drop:
         return linear[0], entering
-    return linear.abs().sum(0) / len(layers), entering
+    # a receiver past the last layer is cut by no drop
+    living = torch.tensor([len(layers) + (receiver.layer == len(layers)) for receiver in graph.receivers])
+    return linear.abs().sum(0) / living.to(linear), entering
 
 
 def _linear(graph: Graph, one: Slopes, change: Tensor) -> Tensor:

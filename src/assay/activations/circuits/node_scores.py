@@ -16,13 +16,17 @@ where :math:`s` are scores. The second is what replacing the single score :math:
 row i of the pattern, written out; a key shared by several query heads sums over them.
 
 **GradDrop.** A direct and an indirect effect may cancel. With :math:`\widehat{e}_\ell` the effect when no slope passes
-through what layer :math:`\ell` writes, the magnitude is
+through what layer :math:`\ell` writes, the magnitude is the mean over those passes that leave the node a way to the
+metric, the pass that drops nothing among them,
 
-.. math:: \frac{1}{L} \Big( |\widehat{e}(n)| + \sum_\ell |\widehat{e}_\ell(n)| \Big)
+.. math:: \frac{1}{1 + |D_n|} \Big( |\widehat{e}(n)| + \sum_{\ell \in D_n} |\widehat{e}_\ell(n)| \Big)
 
-Source: Kramár et al., AtP*, 2403.00745. They average the passes that do not drop the node's own layer, of which there
-are L - 1; here the pass that drops nothing counts too, for a chain through every layer is cut by every drop. The
-formula for keys, which needs no pattern for each position, is ours.
+A node within a layer acts through what that layer writes alone, so that its :math:`D_n` are the L - 1 others; the
+residual stream goes on beside every layer, and its :math:`D_n` are all L.
+
+Source: Kramár et al., AtP*, 2403.00745. They average over :math:`D_n` alone, of nodes within a layer; here the pass
+that drops nothing counts too, for a chain through every layer is cut by every drop. The formula for keys, which needs
+no pattern for each position, is ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +62,8 @@ SUMMED = (
 )
 """Sites of which a whole vector is one node; of the others each entry is."""
 WRITTEN = ("attn_out", "mlp_out")
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Sites that reach the metric past every layer; all others only through what their own layer writes."""
 LARGEST_EXPONENT = 700.0
 """The exponential of more is infinite in float64."""
 TOKENS_AT_ONCE = 256
@@ -239,7 +245,7 @@ def _attention(found: Contrast, one: Slopes, mixed: Mapping[int, Mixed]) -> dict
 def _dropped(
     found: Contrast, source: Mapping[str, Tensor], mixed: Mapping[int, Mixed], whole: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Mean magnitude over passes in which no slope goes through what one layer writes, and the pass of none."""
+    """Mean magnitude over the passes that leave a node alive: that of no drop, and those that drop another layer."""
     layers, length = found.model.n_layers, found.base.shape[1]
     if layers == 1:
         raise BadInput(
@@ -257,7 +263,7 @@ def _dropped(
                     effects[f"{name}.{layer}"][row] = 0
         for site, effect in effects.items():
             total[site] += effect.abs().double().sum(0, keepdim=True)
-    return {site: value / layers for site, value in total.items()}
+    return {site: value / (layers + (split(site)[0] in STREAM)) for site, value in total.items()}
 
 
 def dropping(layers: Sequence[int]) -> dict[str, Edit]:
