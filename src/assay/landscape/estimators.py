@@ -1,8 +1,8 @@
 r"""Estimators of the learning coefficient from the losses of chains.
 
-With :math:`b_t` what each draw adds to the first-order bias of :math:`n\beta L` (for Langevin dynamics
-:math:`\frac{\varepsilon}{8} (\lVert\nabla U\rVert^2 - \gamma (w - w^*) \cdot \nabla U)`, exact in a quadratic potential;
-`assay.landscape.walks.bias_of_loss`):
+With :math:`b_t` what each draw adds to the first-order bias of :math:`n\beta L`, as
+`assay.landscape.walks.bias_of_loss` gives it (for Langevin dynamics
+:math:`\frac{\varepsilon}{8} (\lVert\nabla U\rVert^2 - \gamma (w - w^*) \cdot \nabla U)`, exact in a quadratic):
 
 - mean: :math:`n\beta\,(E[L] - L^*) - E[b]`;
 - variance, on all of the data: :math:`(n\beta)^2 \mathrm{Var}(L) - 2 E[b]`, which needs no :math:`L^*`;

@@ -2,10 +2,10 @@ r"""The singular fluctuation: how much the loss of each example varies over the 
 
 .. math:: \nu = \frac{\beta}{2} \sum_i \mathrm{Var}_w[\ell_i(w)]
 
-where :math:`\ell_i` is the loss of example i, a negative log likelihood, summed over its T tokens. Chains sample the mean
-over all tokens at :math:`n\beta`, so that the inverse temperature of the sum is :math:`\beta = n\beta / (nT)`. Where a look
-at the anchor does not go through all examples, those it goes through stand for all. It is d/2 in a regular model, and
-WAIC's penalty. Source: S. Watanabe 2010, JMLR 11:3571.
+where :math:`\ell_i` is the loss of example i, a negative log likelihood, summed over its T tokens. Chains sample the
+mean over all tokens at :math:`n\beta`, so that the sum has the inverse temperature :math:`\beta = n\beta / (nT)`. Where
+a look at the anchor does not go through all examples, those it goes through stand for all. It is d/2 in a regular
+model, and WAIC's penalty. Source: S. Watanabe 2010, JMLR 11:3571.
 """
 
 import torch
