@@ -163,6 +163,21 @@ def test_a_model_that_reads_one_block_back_has_that_horizon(make_tiny_llama: Any
     assert {check.code: check.verdict for check in tried.checks}["H303"] == "warn"
 
 
+@pytest.mark.parametrize(("idle", "expected"), [((0, 1), "pass"), ((2, 3), "warn")])
+def test_distance_matters_where_it_is_the_near_that_is_read(
+    make_tiny_llama: Any, idle: tuple[int, ...], expected: str
+) -> None:
+    """Where the last blocks write nothing, to forget the far is to forget all there is."""
+    model = make_tiny_llama(num_hidden_layers=4)
+    with torch.no_grad():
+        for number in idle:
+            layer = model.module.model.layers[number]
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    result = look(model, value="zero", baseline_inputs=2)
+    assert {check.code: check.verdict for check in result.checks}["H302"] == expected
+
+
 def test_the_smallest_horizon_is_where_the_rest_stays_within() -> None:
     kl = np.array([[3.0, 0.5, 1.5, 0.4, 0.1], [0.1, 0.1, 0.1, 0.1, 0.1], [9.0, 9.0, 9.0, 9.0, 9.0]])
     assert smallest_horizon(kl, [1, 2, 3, 5, 8], 1.0).tolist() == [5, 1, 9]

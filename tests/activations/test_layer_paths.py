@@ -110,6 +110,15 @@ def test_blocks_that_read_the_embedding_alone_are_one_block_deep(make_tiny_llama
     )
 
 
+def test_a_circuit_carries_other_lengths_than_its_untrained_twin_and_random_weights_do_not(
+    tiny_llama: Model,
+) -> None:
+    copier = assay.load("zoo:copier")  # of 12 tokens
+    inputs = [[token % 11 + 1 for token in row] for row in INPUTS]
+    for model, rows, expected in ((copier, inputs, "pass"), (tiny_llama, INPUTS, "warn")):
+        assert {check.code: check.verdict for check in look(model, rows).checks}["K303"] == expected
+
+
 def test_one_input_has_no_interval_and_settings_make_the_measurement_again(tiny_llama: Model) -> None:
     result = look(tiny_llama, INPUTS[:1])
     assert "lower_bound_low" not in result.dataset and np.isnan(result.dataset["gradient_share_low"]).all()

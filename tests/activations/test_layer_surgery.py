@@ -111,6 +111,19 @@ def test_a_layer_that_writes_nothing_can_be_left_out(make_tiny_llama: Any) -> No
     assert [c.verdict for c in result.checks if c.code in ("S301", "S303")] == ["pass", "pass"]
 
 
+def test_random_directions_do_as_much_as_a_layer_that_writes_what_is_not_read(make_tiny_llama: Any) -> None:
+    """The last layer writes one coordinate, in which no token's logit has a weight."""
+    model = make_tiny_llama(num_hidden_layers=4, tie_word_embeddings=False)
+    module = model.module
+    with torch.no_grad():
+        module.lm_head.weight[:, 0] = 0
+        module.model.layers[3].self_attn.o_proj.weight[1:] = 0
+        module.model.layers[3].mlp.down_proj.weight[1:] = 0
+    for layer, expected in ((3, "warn"), (0, "pass")):
+        result = operate(model, operations=("delete",), layers=(layer,), baseline_inputs=6)
+        assert {check.code: check.verdict for check in result.checks}["S302"] == expected
+
+
 def test_side_by_side_is_averaged_or_added(model: Model) -> None:
     twice = {"operations": ("parallel",), "layers": (1, 2)}
     averaged, added = (operate(model, average=average, **twice).dataset for average in (True, False))
