@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from assay.landscape import gradients as gradients_module
 from assay.landscape import target as target_module
-from assay.landscape.gradients import Functional, everything, gradient_of
+from assay.landscape.gradients import Functional, everything, gradient_of, rows_of_everything
 from assay.landscape.losses import cross_entropy, next_token, squared_error
 from assay.landscape.sequential import Sequential
 from assay.landscape.stack import Stack, is_stack, runs
@@ -269,6 +269,7 @@ def test_a_linear_network_needs_no_more_rows_than_it_has_inputs_and_outputs() ->
     data = (torch.randn(90, 3, generator=generator), torch.randn(90, 2, generator=generator))
     made = target(STACKS["linear"](), squared_error, data)
     assert [len(part[0]) for part in everything(made)] == [5, 5]
+    assert rows_of_everything(made) == 5
     rows = made.anchor() + torch.randn(3, len(made.anchor()), generator=generator)
     few, all_of_it = (
         Stack(made)(rows, batch) for batch in (everything(made), tuple(part[None] for part in data))
@@ -278,6 +279,7 @@ def test_a_linear_network_needs_no_more_rows_than_it_has_inputs_and_outputs() ->
     normed = seeded(nn.Linear(3, 2, bias=False), nn.LayerNorm(2, elementwise_affine=False))
     for module in (STACKS["one layer"](), STACKS["tanh"](), normed):
         assert len(everything(target(module, squared_error, data))[0][0]) == 90
+        assert rows_of_everything(target(module, squared_error, data)) == 90
     assert (
         len(everything(target(STACKS["linear"](), cross_entropy, (data[0], data[1].argmax(1))))[0][0]) == 90
     )

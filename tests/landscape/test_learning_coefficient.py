@@ -315,6 +315,22 @@ def test_a_calibrated_run_again_and_in_pieces_is_the_same(chosen: Result, tmp_pa
     assert len(set(whole.dataset["step_size"].values[:3])) == 1
 
 
+def test_the_data_of_a_linear_network_are_summed_up_only_where_they_are_walked_on(
+    monkeypatch,
+) -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    done: list[int] = []
+    qr = torch.linalg.qr
+
+    def counted(rows: torch.Tensor, **how: Any) -> Any:
+        done.append(len(rows))
+        return qr(rows, **how)
+
+    monkeypatch.setattr(torch.linalg, "qr", counted)
+    learning_coefficient(module, squared_error, data, draws=8, burn_in=100)
+    assert done == [60] * 2  # to walk, and to follow the curvature
+
+
 def test_a_burn_in_that_is_set_comes_on_top_of_a_budget_that_is_not(measured: Result) -> None:
     _, module, data = network((3, 4, 3), 2, 60)
     made, measurement = target(module, squared_error, data), measured.measurement

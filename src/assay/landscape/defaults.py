@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from assay.landscape.gradients import everything
+from assay.landscape.gradients import rows_of_everything
 from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.adjusted import AdjustedSGLD
 from assay.landscape.samplers.persistent import PersistentSGLD
@@ -61,4 +61,4 @@ def work(model: Target, examples: int | None) -> int:
     """Give the parameters times the examples (or tokens) of a step of one chain; None for all of the data."""
     each = model.data[0][0]
     tokens = 1 if each.is_floating_point() else max(1, each.numel())
-    return model.d * tokens * (everything(model)[0].shape[1] if examples is None else examples)
+    return model.d * tokens * (rows_of_everything(model) if examples is None else examples)

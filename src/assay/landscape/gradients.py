@@ -61,18 +61,23 @@ def everything(target: Target) -> Batch:
     are replaced by the rows of R in :math:`(X, Y) = QR`, scaled so that the mean loss is the same: as many rows as
     inputs and outputs together.
     """
-    data = target.data
+    data, few = target.data, rows_of_everything(target)
+    if few < target.n:
+        inputs, rows = data[0].shape[1], torch.cat(data[:2], 1)
+        upper = torch.linalg.qr(rows.double(), mode="r").R * (few / len(rows)) ** 0.5
+        data = tuple(part.to(rows.dtype) for part in (upper[:, :inputs], upper[:, inputs:]))
+    return tuple(part[None] for part in data)
+
+
+def rows_of_everything(target: Target) -> int:
+    """Tell how many rows `everything` has, without computing them."""
     linear = is_stack(target) and all(
         isinstance(part, nn.Linear | nn.Identity) for part in target.module.children()
     )
     unbiased = all(parameter.ndim == 2 for parameter in target.parameters.values())
-    if linear and unbiased and target.loss is squared_error and data[1].ndim == 2:
-        inputs = data[0].shape[1]
-        rows = torch.cat(data[:2], 1)
-        if len(rows) > rows.shape[1]:
-            upper = torch.linalg.qr(rows.double(), mode="r").R * (rows.shape[1] / len(rows)) ** 0.5
-            data = tuple(part.to(rows.dtype) for part in (upper[:, :inputs], upper[:, inputs:]))
-    return tuple(part[None] for part in data)
+    if linear and unbiased and target.loss is squared_error and target.data[1].ndim == 2:
+        return min(target.n, sum(part.shape[1] for part in target.data[:2]))
+    return target.n
 
 
 def mean_loss(target: Target) -> Callable[[Tensor, Batch], Tensor]:

@@ -81,7 +81,7 @@ class LearningCoefficient(Measurement):
     """
 
     name: ClassVar[str] = "learning_coefficient"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     data: str
     loss: str
     step_size: float | Literal["auto"] = "auto"
