@@ -1,10 +1,10 @@
 r"""The plane of step size and temperature: where the estimate of the learning coefficient depends on neither.
 
-Every setting :math:`(\varepsilon, n\beta)` is a few chains, and all settings walk as one batched run with common random
-numbers: chain c sees the same noise at every setting. On the plateau the estimate is steady: steps small enough that
-their bias is small, large enough that chains forget where they began, and a temperature at which the law
-:math:`E[n\beta (L - L^*)] \to \lambda` already holds. `assay.learning_coefficient` finds such a step size by itself;
-this is to see it, and to see how much the choice of temperature matters.
+Every setting :math:`(\varepsilon, n\beta)` is a few chains, and all settings walk as one batched run, of large modules
+one after the other, with common random numbers: chain c sees the same noise at every setting. On the plateau the
+estimate is steady: steps small enough that their bias is small, large enough that chains forget where they began, and a
+temperature at which the law :math:`E[n\beta (L - L^*)] \to \lambda` already holds. `assay.learning_coefficient` finds
+such a step size by itself; this is to see it, and to see how much the choice of temperature matters.
 
 A setting is on the plateau when none of its chains diverged, they agree and do not drift, the step size adds less than
 `TOLERABLE`, and its estimate is that of its temperature: within two standard errors or `STEADY` of the median over the
@@ -16,6 +16,7 @@ smallest steps go least far.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar, Literal, Unpack
 
 import numpy as np
@@ -45,6 +46,8 @@ STEPS = tuple(2.0**power for power in range(-6, 4))
 """Step sizes that are looked at where none are given, in units of the one that a short run finds."""
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Values of n beta where none are given, in units of n / ln n."""
+ROOM = 2**26
+"""Weights of all chains up to which settings are walked as one."""
 TOLERABLE, STEADY, AGREEING = 0.15, 0.05, 1.1
 """Bias as a share of the estimate, deviation from the temperature's median, and split R-hat, on the plateau."""
 
@@ -83,7 +86,7 @@ class Calibrate(Measurement):
     """
 
     name: ClassVar[str] = "calibrate"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     data: str
     loss: str
     step_sizes: tuple[float, ...] | None = None
@@ -105,6 +108,7 @@ class Calibrate(Measurement):
         return LearningCoefficient(
             data=self.data,
             loss=self.loss,
+            step_size="auto" if self.step_sizes is None else 1.0,  # where given, it is not found in burn-in
             n_beta=n_beta,
             localization=self.localization,
             chains=self.chains,
@@ -122,7 +126,7 @@ class Calibrate(Measurement):
         return tuple(ratio * self.at().temperature(model) for ratio in TEMPERATURES)
 
     def plan(self, model: Target) -> Sequence[Unit]:
-        """One batched run.
+        """One batched run; of a large module, whose chains would not fit in memory, one after the other.
 
         Raises:
             BadInput: a setting out of range, or other data than those the settings name.
@@ -131,7 +135,17 @@ class Calibrate(Measurement):
         for name, values in (("step_sizes", self.step_sizes), ("n_betas", self.n_betas)):
             if values is not None and (not values or min(values) <= 0 or list(values) != sorted(set(values))):
                 raise BadInput(f"{name}={values}: give positive values, ascending, each once.")
-        return [Unit("plane", {})]
+        count = len(self.step_sizes or STEPS) * len(self.temperatures(model))
+        together = self._together(model)
+        return [
+            Unit(f"settings-{start:03d}", {"start": start, "stop": stop}, stop - start)
+            for start in range(0, count, together)
+            for stop in [min(start + together, count)]
+        ]
+
+    def _together(self, model: Target) -> int:
+        """Tell how many settings are walked as one."""
+        return max(1, ROOM // (self.chains * model.d))
 
     def prepare(self, model: Target) -> Plane:
         """Look at the anchor, and find the step size around which to look where none are given."""
@@ -140,33 +154,26 @@ class Calibrate(Measurement):
         if self.step_sizes is not None:
             return Plane(anchor, self.step_sizes, float("nan"))
         aim = Aim(None, self.burn_in, 8, 0.05, 1.0, self.burn_in + 8)
-        chains = self._chains(model, [1.0], [n_beta])
+        chains = self._chains(model, [(1.0, n_beta)])
         found = run(model, chains, self.at().stepping(model), aim, float(anchor.loss)).step_size
         return Plane(anchor, tuple(found * ratio for ratio in STEPS), found)
 
-    def _chains(self, model: Target, step_sizes: Sequence[float], n_betas: Sequence[float]) -> Chains:
-        """Lay out (step size, n beta, chain) as one row of chains."""
-        epsilon, beta, chain = torch.meshgrid(
-            torch.tensor(step_sizes, dtype=torch.float64),
-            torch.tensor(n_betas, dtype=torch.float64),
-            torch.arange(self.chains, dtype=torch.float64),
-            indexing="ij",
-        )
-        seeds = tuple(
-            int(SeedSequence([self.seed, int(number)]).generate_state(1)[0]) for number in chain.flatten()
-        )
+    def _chains(self, model: Target, settings: Sequence[tuple[float, float]]) -> Chains:
+        """Lay out the chains of settings (step size, n beta) as one row; a chain has the same seed at every one."""
+        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(self.chains)]
+        epsilon, beta = torch.tensor(settings, dtype=torch.float64).repeat_interleave(self.chains, 0).T
         masks = None if model.mask is None else model.mask[None]
-        gamma = torch.full_like(epsilon, self.localization).flatten()
-        batch = self.at().batch(model)
-        return Chains(seeds, epsilon.flatten(), beta.flatten(), gamma, masks, batch)
+        gamma, batch = torch.full_like(epsilon, self.localization), self.at().batch(model)
+        return Chains(tuple(seeds * len(settings)), epsilon, beta, gamma, masks, batch)
 
     def measure(self, model: Target, unit: Unit, shared: Plane) -> Pieces:
-        """Walk all settings as one."""
-        chains = self._chains(model, shared.step_size, self.temperatures(model))
-        sampler = self.at().stepping(model)
+        """Walk the chains of some settings as one."""
+        plane = [*product(shared.step_size, self.temperatures(model))]
+        settings = plane[unit.detail["start"] : unit.detail["stop"]]
+        chains, sampler = self._chains(model, settings), self.at().stepping(model)
         traces = walk(model, chains, self.burn_in + self.draws, sampler)
         bias = bias_of_loss(traces, chains, sampler)
-        shape = (len(shared.step_size), len(self.temperatures(model)), self.chains, self.draws)
+        shape = (len(settings), self.chains, self.draws)
         return {
             "loss": traces.loss[:, self.burn_in :].cpu().reshape(shape),
             "bias": bias[:, self.burn_in :].cpu().reshape(shape),
@@ -178,8 +185,11 @@ class Calibrate(Measurement):
 
     def combine(self, model: Target, pieces: Mapping[str, Pieces]) -> xr.Dataset:
         """Estimate at every setting, and mark the plateau."""
-        (walked,) = pieces.values()
-        loss, bias, n_betas = walked["loss"].numpy(), walked["bias"].numpy(), self.temperatures(model)
+        parts, n_betas = list(pieces.values()), self.temperatures(model)
+        walked, shape = parts[0], (len(parts[0]["step_size"]), len(n_betas), self.chains, self.draws)
+        loss, bias = (
+            torch.cat([part[name] for part in parts]).view(shape).numpy() for name in ("loss", "bias")
+        )
         names = (*NUMBERS, "llc_raw", "llc_bias")
         plane = np.full((len(names), *loss.shape[:2]), np.nan)
         finite = np.asarray(np.isfinite(loss * bias).all(-1))
@@ -219,9 +229,11 @@ class Calibrate(Measurement):
         return [*found, Check(code, title, "fail", float(count), message, remedy)]
 
     def memory(self, model: Target) -> int:
-        """Positions, gradients and noise of all chains of all settings, and their traces."""
-        steps = len(self.step_sizes or STEPS) * len(self.temperatures(model)) * self.chains
-        return steps * (6 * model.d * model.dtype.itemsize + 5 * 8 * (self.burn_in + self.draws))
+        """Positions, gradients and noise of the chains walked together, and the traces of all."""
+        settings = len(self.step_sizes or STEPS) * len(self.temperatures(model))
+        together = min(settings, self._together(model))
+        buffers = together * self.chains * 6 * model.d * model.dtype.itemsize
+        return buffers + settings * self.chains * 5 * 8 * (self.burn_in + self.draws)
 
 
 def plateau(dataset: xr.Dataset) -> xr.DataArray:
