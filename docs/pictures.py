@@ -86,7 +86,9 @@ def main(names: list[str]) -> None:
             sys.exit(f"{name!r} is not drawn here. These are: {', '.join(places)}. Made elsewhere:{others}")
     for name in names or usual:
         path = HERE / places[name]
-        drawn(places[name]).save(path if path.suffix else path.with_suffix(".svg"))
+        drawn(places[name]).save(
+            path if path.suffix else path.with_suffix(".svg"), scale_factor=2
+        )  # of a PNG
 
 
 def drawn(place: str) -> Picture:
