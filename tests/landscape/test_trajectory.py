@@ -258,6 +258,14 @@ def test_one_run_is_compared_with_itself_shifted() -> None:
     assert float(found["baseline_correlation_low"]) < 0 < float(found["baseline_correlation_high"])
 
 
+def test_another_window_of_the_same_curves_needs_no_walk(plain: Result) -> None:
+    again = transitions(plain.dataset, window=3, share=0.2, rng=np.random.default_rng(0))
+    walked = measured(window=3, share=0.2).dataset
+    assert again["loss_change"].dims == ("step",)
+    for name in ("loss_change", "llc_change", "alignment", "baseline_correlation", "llc_around_drop"):
+        np.testing.assert_array_equal(again[name], walked[name])
+
+
 def test_gaps_in_the_llc_are_bridged_and_flat_curves_have_no_drops() -> None:
     dataset = curves(2, together=True)
     dataset["llc"][0, 50:53] = np.nan

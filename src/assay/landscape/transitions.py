@@ -1,7 +1,7 @@
 """Transitions: where loss and learning coefficient change over training, and whether they change together.
 
 Three answers, each beside the same with curves of different runs paired (for a single run: with its own LLC shifted
-around the clock): the share of drops in loss that come with a rise in LLC, the mean course of the LLC around a drop,
+in time, circularly): the share of drops in loss that come with a rise in LLC, the mean course of the LLC around a drop,
 and the rank correlation of how far both moved, over windows that do not overlap.
 """
 
@@ -25,15 +25,20 @@ def transitions(dataset: xr.Dataset, *, window: int, share: float, rng: np.rando
     """Find the changes of both curves and compare them.
 
     Args:
-        dataset: ``loss`` and ``llc`` (run, step); an LLC that is NaN is taken from its neighbours.
+        dataset: ``loss`` and ``llc`` (run, step), or (step) as the result of one run has them; an LLC that is NaN is
+            taken from its neighbours.
         window: checkpoints in a level before or after a change.
         share: smallest change that counts, as a share of a curve's range.
         rng: draws shuffles.
 
     Returns:
         ``loss_change`` and ``llc_change`` (run, step), the size of the change at each change point and zero elsewhere;
-        ``alignment``, ``correlation``, ``llc_around_drop`` (lag) with their intervals and baselines.
+        ``alignment``, ``correlation``, ``llc_around_drop`` (lag) with their intervals and baselines. Without an axis
+        ``run`` where the curves have none.
     """
+    if "run" not in dataset.dims:
+        alone = transitions(dataset.expand_dims("run"), window=window, share=share, rng=rng)
+        return alone.isel(run=0, drop=True)
     loss, llc = (_without_gaps(dataset[name].transpose(*CURVE).to_numpy()) for name in ("loss", "llc"))
     runs, count = loss.shape
     changes = [[change_points(row, window=window, share=share) for row in rows] for rows in (loss, llc)]
