@@ -23,6 +23,7 @@ PLACES = {
     "neuron.2.17": "mlp_out.2",
     "mlp.0": "mlp_out.0",
     "attention.1": "attn_out.1",
+    "layer.2": "resid_post.2",
     "head.0.1>output": "resid_post.2",
     "neuron.0.17>output": "resid_post.2",
     "layer.0>output": "resid_post.2",
@@ -35,14 +36,12 @@ NORMED = ("head.1.3", "neuron.2.17")
 
 
 def value_at(model: Model, variant: Variant, site: str) -> Tensor:
-    """The site with the variant's edit, (row, pos, d_model)."""
-    (edit,) = variant
-    if edit.site == site and edit.head is None:
-        return edit.value
-    return intervene(model, INPUTS, {edit.site: whole(edit)}, capture=[site])[site].detach()
+    """The site with the variant's edits, (row, pos, d_model)."""
+    edits: dict[str, Any] = {edit.site: whole(edit) for edit in variant}
+    return intervene(model, INPUTS, edits, capture=[site])[site].detach()
 
 
-def whole(edit: SiteEdit) -> object:
+def whole(edit: SiteEdit) -> Any:
     if edit.head is None:
         return edit.value
 

@@ -87,17 +87,21 @@ class SlowAblation:
             value = own + self.noise * spread * self.drawn(component, number, index, 0, own.shape)
         return value
 
-    def astray(self, component: str, number: int, index: int) -> tuple[str, Tensor]:
+    def astray(self, component: str, number: int) -> tuple[str, Tensor]:
         """Where the component's change meets the stream, and that site moved as far in a random direction."""
         kind, layer = component.split(".")[:2]
-        site, part = f"{SITES[kind][index]}.{layer}", self.part(component)
-        change = self.replacement(component, number, index) - self.activations(site)[number][:, part]
+        part, change = self.part(component), torch.zeros(())
+        for index, name in enumerate(SITES[kind]):
+            own = self.activations(f"{name}.{layer}")[number][:, part]
+            change = change + self.replacement(component, number, index) - own
         if kind in WRITTEN:
             path, _ = PORTS[self.kind][SITES[kind][0]]
             weight = self.module.get_submodule(path.format(layer)).weight.detach()
-            rows = weight if self.kind == "gpt2" else weight.T  # (width of the site, d_model)
-            site, change = f"{WRITTEN[kind]}.{layer}", change @ rows[part]
-        direction = self.drawn(component, number, index, 1, change.shape)
+            change = (
+                change @ (weight if self.kind == "gpt2" else weight.T)[part]
+            )  # (width of the site, d_model)
+        site = f"{WRITTEN.get(kind, SITES[kind][-1])}.{layer}"
+        direction = self.drawn(component, number, 0, 1, change.shape)
         size = change.norm(dim=-1) / direction.norm(dim=-1)
         return site, self.activations(site)[number] + size[:, None] * direction
 
@@ -106,18 +110,12 @@ class SlowAblation:
         with torch.no_grad(), ExitStack() as stack:
             if component is not None:
                 kind, layer = component.split(".")[:2]
-                count = range(len(SITES[kind]))
+                edits = [
+                    (f"{name}.{layer}", self.replacement(component, number, i), self.part(component))
+                    for i, name in enumerate(SITES[kind])
+                ]
                 if random:
-                    edits = [(*self.astray(component, number, i), slice(None)) for i in count]
-                else:
-                    edits = [
-                        (
-                            f"{SITES[kind][i]}.{layer}",
-                            self.replacement(component, number, i),
-                            self.part(component),
-                        )
-                        for i in count
-                    ]
+                    edits = [(*self.astray(component, number), slice(None))]
                 for site, value, part in edits:
                     path, side = PORTS[self.kind][site.partition(".")[0]]
                     module = self.module.get_submodule(path.format(layer))

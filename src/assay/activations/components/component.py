@@ -77,7 +77,7 @@ class Component:
         """
         return tuple(self.edit(site, recording.sites[site], value) for site, value in values.items())
 
-    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> Tensor:
         """How a replacement changes what is added to the residual stream.
 
         Args:
@@ -85,33 +85,33 @@ class Component:
             values: what to put in the place of its part of each site, as wide as the part.
 
         Returns:
-            By the site where it is added, (row, pos, d_model).
+            What it adds then less what it adds as it is, (row, pos, d_model).
         """
-        before, after = self._added(recording), self._added(recording, values)
-        return {site: after[site] - before[site] for site in before}
+        if self.kind in ADDED:
+            return self._added(recording, values) - self._added(recording, {})
+        return torch.stack([value - recording.sites[site] for site, value in values.items()]).sum(0)
 
-    def moved(self, recording: Recording, change: Mapping[str, Tensor]) -> Variant:
-        """The edits that change what is added to the residual stream as if the component had.
+    def moved(self, recording: Recording, change: Tensor) -> Variant:
+        """The edit that changes what is added to the residual stream as if the component had.
 
         Args:
             recording: the run, with the sites it needs.
-            change: by site, as :meth:`change` gives it.
+            change: (row, pos, d_model).
 
         Returns:
-            The edits, at every position.
+            The edit, at every position.
         """
-        return tuple(SiteEdit(site, own + change[site]) for site, own in self._added(recording).items())
+        if self.kind in ADDED:
+            return (SiteEdit(f"{ADDED[self.kind]}.{self.layer}", self._added(recording, {}) + change),)
+        site = self.sites[-1]  # a layer's is added where its MLP writes, when its attention has
+        return (SiteEdit(site, recording.sites[site] + change),)
 
-    def _added(
-        self, recording: Recording, values: Mapping[str, Tensor] | None = None
-    ) -> Mapping[str, Tensor]:
-        """What is added to the stream where it writes, with values in the place of its part or as it is."""
-        if self.kind not in ADDED:
-            return values or {site: recording.sites[site] for site in self.sites}
+    def _added(self, recording: Recording, values: Mapping[str, Tensor]) -> Tensor:
+        """What a head's attention or a neuron's MLP adds, with values in the place of its part."""
         (site,) = self.sites
         inside = recording.sites[site].clone()
-        if values:
-            self.part(inside).copy_(values[site])
+        for value in values.values():
+            self.part(inside).copy_(value)
         block = recording.blocks.model.parts.blocks[self.layer]
         head = self.kind == "head"
         project, norm = (
@@ -120,7 +120,7 @@ class Component:
         assert project is not None  # its input is a site
         with torch.no_grad():
             added = project(inside.flatten(2))
-            return {f"{ADDED[self.kind]}.{self.layer}": added if norm is None else norm(added)}
+            return added if norm is None else norm(added)
 
     def edit(self, site: str, own: Tensor, value: Tensor) -> SiteEdit:
         """The edit that puts a value in the place of its part.

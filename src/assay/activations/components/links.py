@@ -104,10 +104,10 @@ class Direction(Component):
         """The edit that sets the coordinate and nothing else."""
         return SiteEdit(site, own + (value - self.part(own)) * self._unit(own))
 
-    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> Tensor:
         """How far the coordinate goes, along the direction."""
         own = recording.sites[self.site]
-        return {self.site: (values[self.site] - self.part(own)) * self._unit(own)}
+        return (values[self.site] - self.part(own)) * self._unit(own)
 
     def _unit(self, like: Tensor) -> Tensor:
         return torch.tensor(self.vector, dtype=like.dtype, device=like.device)
@@ -163,12 +163,12 @@ class Edge(Component):
         """
         return self.moved(recording, self.change(recording, values))
 
-    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How the sum of what the source writes changes, under the edge's name."""
-        return {self.name: torch.stack([*self.source.change(recording, values).values()]).sum(0)}
+    def change(self, recording: Recording, values: Mapping[str, Tensor]) -> Tensor:
+        """How what the source writes changes."""
+        return self.source.change(recording, values)
 
-    def moved(self, recording: Recording, change: Mapping[str, Tensor]) -> Variant:
-        """The edit of what the reader reads, where the source's sum is changed.
+    def moved(self, recording: Recording, change: Tensor) -> Variant:
+        """The edit of what the reader reads, where what the source writes is changed.
 
         Raises:
             BadInput: the source's block does not add up to what it writes.
@@ -176,7 +176,7 @@ class Edge(Component):
         stream = recording.resid[self.layer] if self.reader != "output" else recording.resid[-1]
         if self._from_the_middle:
             stream = recording.sites[f"resid_mid.{self.layer}"]
-        read = stream + self._factor(recording) * change[self.name]
+        read = stream + self._factor(recording) * change
         if self.reader == "output":
             return (SiteEdit(f"resid_post.{len(recording.resid) - 2}", read),)
         norm = self._norm

@@ -102,11 +102,9 @@ class Replacements:
         }
         if not random:
             return component.variant(self.recording, values)
-        astray = {}
-        for place, (site, change) in enumerate(component.change(self.recording, values).items()):
-            direction = normalize(self._drawn(component, place, change, stream=1), dim=-1)
-            astray[site] = change.norm(dim=-1, keepdim=True) * direction
-        return component.moved(self.recording, astray)
+        change = component.change(self.recording, values)
+        direction = normalize(self._drawn(component, 0, change, stream=1), dim=-1)
+        return component.moved(self.recording, change.norm(dim=-1, keepdim=True) * direction)
 
     def own(self, component: Component) -> Variant:
         """The edits that replace a component by what it is."""
