@@ -71,6 +71,8 @@ class Scaled(nn.Module):
 def test_modules_of_ones_own_are_told_by_what_they_show() -> None:
     assert architecture_hash(nn.LayerNorm(4)) == architecture_hash(nn.LayerNorm(4))
     assert architecture_hash(nn.LayerNorm(4)) != architecture_hash(nn.LayerNorm(4, eps=1e-3))
+    assert architecture_hash(nn.MultiheadAttention(8, 2)) != architecture_hash(nn.MultiheadAttention(8, 4))
+    assert architecture_hash(nn.LayerNorm(4).eval()) == architecture_hash(nn.LayerNorm(4))
     kept = Scaled(1.0), Scaled(1.0)  # both alive, so that their parts have addresses of their own
     assert architecture_hash(kept[0]) == architecture_hash(kept[1])
     assert architecture_hash(kept[0]) != architecture_hash(Scaled(2.0))

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from assay.models.anatomy import text_config
 
-_SILENT = {"architectures", "dtype", "torch_dtype", "transformers_version"}
-"""Names and versions of a configuration; the dtype is that of the weights."""
+_SILENT = {"architectures", "dtype", "name_or_path", "torch_dtype", "training", "transformers_version"}
+"""Names, versions and modes; the dtype is that of the weights."""
+_PLAIN = (bool, int, float, str, tuple)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -18,8 +20,8 @@ def architecture_hash(module: nn.Module) -> str:
     """Hash what decides a module's outputs beside its weights.
 
     These are the settings of its configuration, if it has one (epsilon, heads, rotary base, activation, the
-    implementation of attention), without paths, names and versions; and its tree as PyTorch shows it, which tells the
-    classes and, of most layers, their sizes and epsilons.
+    implementation of attention), without paths, names and versions; its tree as PyTorch shows it, which tells the
+    classes and, of most layers, their sizes and epsilons; and the numbers and texts that its parts keep as attributes.
 
     Args:
         module: of any kind.
@@ -29,7 +31,14 @@ def architecture_hash(module: nn.Module) -> str:
     """
     config: Any = text_config(module)
     fields = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
-    settings = {str(k): v for k, v in fields.items() if not (k in _SILENT or str(k).startswith("_"))}
     attention = getattr(config, "_attn_implementation", None)
-    text = json.dumps([settings, attention, repr(module)], sort_keys=True, default=repr)
+    kept = {
+        path: {name: value for name, value in _told(vars(part)).items() if isinstance(value, _PLAIN)}
+        for path, part in module.named_modules()
+    }
+    text = json.dumps([_told(fields), attention, repr(module), kept], sort_keys=True, default=repr)
     return hashlib.sha256(_ADDRESS.sub("", text).encode()).hexdigest()
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not (name in _SILENT or name.startswith("_"))}
