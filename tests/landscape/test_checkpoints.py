@@ -110,6 +110,13 @@ def test_parts_of_a_language_model_are_those_of_each_checkpoint(make_tiny_llama,
         model.module.load_state_dict(states[place])
         own = next_token(model.module, (ids,)).mean().item()
         assert plain.anchor_loss.item() == pytest.approx(own, rel=1e-5)
+    few: dict[str, Any] = {"chains": 2, "draws": 8, "burn_in": 2, "batch_size": 3, "window": 1}
+    found = trajectory(model, None, ids, states, mask=words, sampled="kl_to_anchor", step_size=1e-4, **few)
+    assert found.dataset["loss"].to_numpy()[-1] == pytest.approx(own, rel=1e-5)
+    assert float(found.dataset["llc"].min()) > 0
+    assert found.dataset.attrs["parameters"] == sum(
+        int(part.sum()) for part in named_mask(model, words).values()
+    )
 
 
 def test_checkpoints_that_differ_in_buffers_are_not_walked_together() -> None:
