@@ -75,7 +75,9 @@ def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
         x=across, y=up, color=colour, tooltip=_TOOLTIP
     )
     compared = own.transform_filter("isValid(datum.random_effect)")
-    random = compared.mark_tick(thickness=1.5, size=9).encode(x=across, y="random_effect:Q", color=colour)
+    random = compared.mark_tick(orient="horizontal", thickness=1.5, size=9).encode(
+        x=across, y="random_effect:Q", color=colour
+    )
     return alt.layer(line, spread, points, random).properties(
         width=560,
         height=220,
