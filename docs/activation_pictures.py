@@ -97,7 +97,7 @@ def norm_report(model: Model) -> Picture:
 def patching(model: Model) -> Picture:
     """The residual stream at every block and token, three pairs."""
     clean, corrupted, settings = pairs(3)
-    return assay.patch(model, clean, corrupted, **settings).chart()
+    return assay.patch(model, clean, corrupted, metrics=("logit_difference",), **settings).chart()
 
 
 def path_patching(model: Model) -> Picture:
