@@ -1,6 +1,7 @@
 """Make the documentation's pictures, each from a real run: ``python docs/pictures.py [NAME...]``, or ``make pictures``.
 
-A name is that of the file, without its folder and ending; without names all but the longest are made, on one core in about an hour.
+A name is that of the file, without its folder and ending; without names all but the longest are made, on one core in
+about an hour.
 """
 
 import sys
