@@ -198,6 +198,8 @@ def test_losses_are_over_all_of_the_data_also_where_looks_are_not(
     monkeypatch.setattr("assay.landscape.target.WORK", 60)  # two of the four examples
     found = measured(few, **common).dataset
     np.testing.assert_allclose(found["loss"], whole["loss"], rtol=1e-6)
+    if batch_size is None:
+        np.testing.assert_allclose(found["downhill"], whole["downhill"], rtol=1e-3, atol=1e-4)
     if batch_size is None or not large:  # else losses are paired with the anchor's on the same batch
         np.testing.assert_allclose(found["llc"], whole["llc"], rtol=1e-3, atol=1e-3)
     else:

@@ -34,17 +34,15 @@ class Group:
         """Give the loss whose curve is drawn, over all of the data, (checkpoint,), float64."""
         return self._whole(self.plain)
 
-    def baseline(self, *, batched: bool) -> Tensor:
+    def baseline(self) -> Tensor:
         """Give the sampled loss at the anchors, (checkpoint,), float64.
 
-        Over all of the data, as are the losses of chains; where one checkpoint is walked on batches of more data than
-        are looked at, over those that are, as are the losses that `Target.paired` gives.
+        Over all of the data, as are the losses of chains; of one checkpoint alone over the data that are looked at, as
+        are the losses that `Target.paired` gives.
         """
         if self.compared:
             return self._nothing()
-        if self.anchors is None and batched:
-            return self.target.anchor_loss[None]
-        return self._whole(self.target)
+        return self.target.anchor_loss[None] if self.anchors is None else self._whole(self.target)
 
     def downhill(self, n_beta: float) -> Tensor:
         """Give n beta times what lies downhill of the anchors, (checkpoint,), float64."""

@@ -16,7 +16,7 @@ seldom a minimum, and there the number describes what a localized sampler finds,
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Unpack
 
 import numpy as np
@@ -178,7 +178,10 @@ class Trajectory(Measurement):
 
     def _group(self, model: Course, unit: Unit) -> tuple[Group, int]:
         places = range(unit.detail["start"], unit.detail["stop"])
-        return model.group(unit.detail["run"], places), len(places)
+        group = model.group(unit.detail["run"], places)
+        if self.batch_size is None:  # chains see all of the data at each step, and so do looks
+            group = replace(group, target=replace(group.target, thorough=True))
+        return group, len(places)
 
     def _chains(self, model: Course, group: Group, places: int, step_size: float, each: int) -> Chains:
         """Give so many chains for each anchor; a chain has the same seed at every one."""
@@ -200,7 +203,7 @@ class Trajectory(Measurement):
         """
         group, places = self._group(model, unit)
         n_beta, sampler = self.temperature(model), self.at().stepping(model.plain)
-        curve, baseline = group.curve(), group.baseline(batched=self.batch_size is not None)
+        curve, baseline = group.curve(), group.baseline()
         _require_finite(model, unit, "loss", curve + baseline.to(curve))
         chains = self._chains(model, group, places, shared, self.chains)
         traces = walk(group.target, chains, self.burn_in + self.draws, sampler, group.gradient(self.chains))
