@@ -222,15 +222,28 @@ def _captured(port: Port, tensor: Tensor, *, upstream: bool) -> tuple[Tensor, Te
     """
     value = port.read(tensor)
     if torch.is_grad_enabled() and port.derive is None and value.is_floating_point():
+        whole = port.heads is not None and _same_memory(value, tensor)
         if port.shared and upstream:
             value = value.clone()
+        elif whole:  # written back as a view: no copy here, none amid zeros in the backward pass
+            value = tensor.view(value.shape)
         elif upstream or value is not tensor or (port.slot == "input" and not port.shared):
             value = value.view_as(value)
         if not value.requires_grad:  # the weights are frozen: the graph starts here
             value.requires_grad_()
         if value is not tensor:
-            tensor = port.write(tensor, value)
+            tensor = value.view(tensor.shape) if whole else port.write(tensor, value)
     return value, tensor.clone() if port.overwritten else tensor
+
+
+def _same_memory(part: Tensor, whole: Tensor) -> bool:
+    """Whether a view holds all of a tensor, in its order."""
+    return (
+        part.numel() == whole.numel()
+        and part.data_ptr() == whole.data_ptr()
+        and part.is_contiguous()
+        and whole.is_contiguous()
+    )
 
 
 def _patterns(wiring: Wiring) -> AttentionPatterns | ExitStack:

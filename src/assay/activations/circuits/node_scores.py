@@ -31,6 +31,7 @@ no pattern for each position, is ours.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -96,10 +97,15 @@ class Contrast:
         """The metric of each row of logits, (row,)."""
         return self.gauge(logits)[..., 0]
 
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """The sites of each name, by layer."""
+        return _sites(self.model, self.names)
+
     @property
     def sites(self) -> list[str]:
-        """Every site of the names, by layer."""
-        return [site for name in self.names for site in self.model.sites(name)]
+        """Every site of the names."""
+        return [site for sites in self.by_name.values() for site in sites]
 
     def indifferent(self, seed: int) -> "Contrast":
         """The same base prompt, with a copy of it as the source in which there is nothing to find.
@@ -134,11 +140,19 @@ def contrast(
     """
     clean, corrupted = (torch.tensor([ids], device=model.device) for ids in pair)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    sites = [site for name in names for site in model.sites(name)]
+    sites = [site for sites in _sites(model, names).values() for site in sites]
     logits, held = last_logits(model, source, sites)
     final = logits if direction == "denoise" else last_logits(model, clean, [])[0]
     made = gauge(log_probabilities(final[0]))
     return Contrast(model, base, source, tuple(names), held, made, float(made(logits)[0, 0]))
+
+
+def _sites(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
+    """The sites of each name, by layer, from one look at the model: it lists all that it has each time."""
+    found: dict[str, list[str]] = {}
+    for site in model.sites():
+        found.setdefault(split(site)[0], []).append(site)
+    return {name: found.get(name, []) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +193,8 @@ def attribute(found: Contrast, method: NodeMethod) -> Attributions:
     if method in ("grad_drop", "atp_star"):
         effects = _dropped(found, given, mixed, effects)
     nodes = {
-        name: torch.stack([effects[site][0] for site in found.model.sites(name)]).double()
-        for name in found.names
+        name: torch.stack([effects[site][0] for site in sites]).double()
+        for name, sites in found.by_name.items()
     }
     return Attributions(nodes, float(one.value[0]))
 
@@ -188,9 +202,10 @@ def attribute(found: Contrast, method: NodeMethod) -> Attributions:
 def _contracted(found: Contrast, one: Slopes, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The change of each activation times its slope: (row, pos, ...)."""
     effects = {}
-    for site in found.sites:
-        product = (source[site] - one.activations[site]) * one.gradients[site]
-        effects[site] = product.sum(-1) if split(site)[0] in SUMMED else product
+    for name, sites in found.by_name.items():
+        for site in sites:
+            product = (source[site] - one.activations[site]).mul_(one.gradients[site])
+            effects[site] = product.sum(-1) if name in SUMMED else product
     return effects
 
 
