@@ -5,6 +5,7 @@ arXiv 2410.02984).
 """
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -129,6 +130,24 @@ def flat_mask(module: nn.Module | Model, mask: Tensor) -> Mask:
         )
     parts = zip(movable.items(), mask.split(sizes), strict=True)
     return {name: part.view_as(value) for (name, value), part in parts if bool(part.any())}
+
+
+def flattened(mask: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+    """Give the vector over the parameters that a mask names, (d,) bool, in their order.
+
+    Raises:
+        BadInput: a mask of another shape or dtype than its parameter's, or one that lets nothing move.
+    """
+    for name, value in parameters.items():
+        part, shape = mask[name], tuple(value.shape)
+        if tuple(part.shape) != shape or part.dtype != torch.bool:
+            raise BadInput(
+                f"the mask of {name} is {part.dtype} of shape {tuple(part.shape)}: expected bool of {shape}."
+            )
+    flat = torch.cat([mask[name].flatten().to(value.device) for name, value in parameters.items()])
+    if not bool(flat.any()):
+        raise BadInput("the mask lets no parameter move: set it true where weights are to be sampled.")
+    return flat
 
 
 def described(mask: Mask) -> str:

@@ -15,7 +15,7 @@ from assay.errors import BadInput
 from assay.landscape.examples import Data, tensors_of
 from assay.landscape.identity import architecture
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
-from assay.landscape.masks import described, flat_mask, named_mask
+from assay.landscape.masks import described, flat_mask, flattened, named_mask
 from assay.landscape.tokens import token_rows
 from assay.models.entries import Entries, first_read
 from assay.models.model import Model
@@ -279,7 +279,7 @@ def target(
     loss = next_token if loss is None else find_loss(loss)
     made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask), model=model)
     _require(made, mask or {})
-    made = replace(made, mask=None if mask is None else _flat_mask(made, mask))
+    made = replace(made, mask=None if mask is None else flattened(mask, made.parameters))
     if isinstance(loss, AnchorLoss):
         made = _bound(made, loss)
     _try(made)
@@ -364,20 +364,6 @@ def _try(made: Target) -> None:
     if values.dtype not in PRECISE:
         raise BadInput(f"the loss is in {values.dtype}: {_TOO_COARSE}")
     made.require_finite(values, 0)
-
-
-def _flat_mask(made: Target, mask: Mapping[str, Tensor]) -> Tensor:
-    flat = torch.zeros(made.d, dtype=torch.bool, device=made.device)
-    for name, part in mask.items():
-        shape = tuple(made.parameters[name].shape)
-        if tuple(part.shape) != shape or part.dtype != torch.bool:
-            raise BadInput(
-                f"the mask of {name} is {part.dtype} of shape {tuple(part.shape)}: expected bool of {shape}."
-            )
-        flat[made.places[name]] = part.flatten().to(flat.device)
-    if not bool(flat.any()):
-        raise BadInput("the mask lets no parameter move: set it true where weights are to be sampled.")
-    return flat
 
 
 def digest(parts: Iterable[tuple[str, Tensor]]) -> str:
