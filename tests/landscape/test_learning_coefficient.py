@@ -331,6 +331,49 @@ def test_the_data_of_a_linear_network_are_summed_up_only_where_they_are_walked_o
     assert done == [60] * 2  # to walk, and to follow the curvature
 
 
+def regression(part: nn.Module) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    x = torch.randn(200, 6, generator=generator(1))
+    module = nn.Sequential(part, nn.Linear(6, 1, bias=False))
+    nn.init.zeros_(module[1].weight)
+    return module, (x, torch.zeros(200, 1))
+
+
+def test_dropout_that_is_asked_for_is_sampled_with_and_leaves_nothing_behind() -> None:
+    """Dropout of a half doubles the squares of the inputs on average: other curvatures, and still d/2."""
+    module, data = regression(nn.Dropout(0.5))
+    same = {"draws": 600, "burn_in": 200, "step_size": 2e-3, "localization": 1e-3, "seed": 3}
+    state = torch.get_rng_state()
+    found = learning_coefficient(module, squared_error, data, training=True, **same)
+    again = learning_coefficient(module, squared_error, data, training=True, **same)
+    xr.testing.assert_identical(found.dataset, again.dataset)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.measurement.training == ("", "0", "1")
+    assert found.dataset.attrs["momentum"] == 0
+    assert float(found.dataset["llc"]) == pytest.approx(3, abs=4 * float(found.dataset["llc_stderr"]))
+    plain = learning_coefficient(module, squared_error, data, **same, momentum=0.0)
+    # inverse curvature: dropout doubles the second moments of the inputs
+    ratio = float(plain.dataset["distance"][:, 300:].mean() / found.dataset["distance"][:, 300:].mean())
+    assert ratio == pytest.approx(2**0.5, rel=0.1)
+    in_eval = learning_coefficient(module.eval(), squared_error, data, training=True, **same)
+    assert in_eval.measurement.training == ()
+
+
+def test_batch_norms_that_stay_in_training_mode_keep_what_they_knew() -> None:
+    module, data = regression(nn.BatchNorm1d(6, affine=False))
+    data = (data[0] / 10, data[1])
+    before = {name: part.clone() for name, part in module.named_buffers()}
+    same = {"draws": 600, "burn_in": 200, "step_size": 2e-3, "localization": 1e-3, "momentum": 0.0}
+    own, plain = (
+        learning_coefficient(module, squared_error, data, training=training, **same).dataset
+        for training in (True, False)
+    )
+    assert all(torch.equal(part, before[name]) for name, part in module.named_buffers())
+    assert module.training
+    assert float(own["llc"]) == pytest.approx(3, abs=4 * float(own["llc_stderr"]))
+    # in eval mode it does not know that the inputs are a tenth as large
+    assert float(plain["distance"][:, 300:].mean() / own["distance"][:, 300:].mean()) > 4
+
+
 def test_a_burn_in_that_is_set_comes_on_top_of_a_budget_that_is_not(measured: Result) -> None:
     _, module, data = network((3, 4, 3), 2, 60)
     made, measurement = target(module, squared_error, data), measured.measurement
@@ -502,6 +545,8 @@ def test_away_from_a_minimum_there_is_no_number_of_whatever_estimator(downhill: 
         ({"sampler": "psgld", "budget": 300}, "burn-in is 150 steps"),
         ({"step_size": "auto", "burn_in": 49}, "burn-in is 49 steps, and the step size"),
         ({"burn_in": 500, "budget": 507}, "burn_in=500 leaves no draws of budget=507"),
+        ({"training": True, "sampler": "mala"}, "training=True with a sampler that accepts"),
+        ({"training": True, "fluctuation_draws": 8}, "training=True with fluctuation_draws"),
         ({"second_temperature": 1.0}, "ratio above 1"),
         ({"fluctuation_draws": 1}, "fluctuation_draws"),
         ({"sampler": "mala", "batch_size": 8}, "all of the data"),

@@ -80,7 +80,7 @@ def begin(
     together = walked_together(target) if gradient is None else len(chains.seeds)
     sampler, gradient = sampler or SGLD(), gradient or gradient_of(target)
     alike = chains.masks is None or len(chains.masks) == 1
-    if isinstance(sampler, SGLD) and isinstance(gradient, Sequential) and alike:
+    if isinstance(sampler, SGLD) and isinstance(gradient, Sequential) and alike and target.seeds is None:
         return Frugal(target, chains, gradient)
     whole = everything(target) if chains.batch_size is None else None
     groups = [Walking(target, part, sampler, gradient, whole) for part in chains.split(together)]
@@ -195,7 +195,8 @@ class Walking:
     def _look(self, position: Tensor, batch: Batch) -> Point:
         """Find what is known of the potential at positions (chain, d)."""
         loss, slope = self._gradient(position, batch)
-        if self._everything is None and self._chains.anchors is None:
+        by_chance = self._everything is None or self._target.seeds is not None
+        if by_chance and self._chains.anchors is None:
             loss = self._target.paired(loss, batch)
         away = position - self._anchors
         slope = self._masked(slope.mul_(self._n_beta).addcmul_(away, self._localization))

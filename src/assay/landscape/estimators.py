@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from assay.estimates.convergence import Convergence, convergence
@@ -108,6 +109,23 @@ def wbic(found: Mapping[str, Any], n: int, n_beta: float, baseline: float) -> di
     return {**ends, "wbic_stderr": scale * found["llc_stderr"]}
 
 
+def others(draws: Draws, hot: Draws | None, first: Mapping[str, Any], n: int | None) -> dict[str, float]:
+    """Estimate in other ways than by the mean.
+
+    Args:
+        draws: at n beta.
+        hot: at a second temperature, pair by pair; None where there are none.
+        first: the estimate by the mean.
+        n: number of examples where n beta is n / ln n; None where it is not, and so no WBIC.
+    """
+    if len(draws.loss) < 2:
+        return {}
+    found = variance(draws)
+    if hot is not None:
+        found |= slope(draws, hot)
+    return found if n is None else found | wbic(first, n, draws.n_beta, draws.baseline)
+
+
 def half_width(excess: np.ndarray) -> float:
     """Give half the width of the 95 % interval of the mean of draws (chain, draw); of one chain by its own draws."""
     if len(excess) == 1:
@@ -155,3 +173,13 @@ def summary(excess: np.ndarray) -> dict[str, Any]:
         "drift": float(drift),
         "drift_stderr": float(drift_stderr),
     }
+
+
+def finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:
+    """Allow NaN where chains diverged or there is no coefficient: their own checks say so, and say which."""
+    if bool(dataset["diverged"].any()) or bool(dataset["llc"].isnull()):
+        for variable in dataset.data_vars.values():
+            variable.attrs["allow_nan"] = True
+            if variable.dtype.kind == "f":
+                variable.values = np.where(np.isinf(variable.values), np.nan, variable.values)
+    return dataset

@@ -19,6 +19,7 @@ something at a minimum; chains explore flat directions slowly. The checks say wh
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
@@ -31,7 +32,7 @@ from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
 from assay.landscape.defaults import affordable_steps, cheap_batch, stepping
-from assay.landscape.estimators import Draws, aligned, mean, named, slope, variance, wbic, withheld
+from assay.landscape.estimators import Draws, aligned, finite_or_flagged, mean, named, others, withheld
 from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
@@ -77,7 +78,8 @@ class LearningCoefficient(Measurement):
         second_temperature: walk as many chains again at n beta over this, above 1, and estimate from the slope too.
         fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
         chains_at_once: walk this many chains together; when None all of them, or one from a million parameters on.
-        seed: of noise and batches.
+        training: parts of the module that stay in training mode; all are in eval mode when empty.
+        seed: of noise, batches and dropout.
     """
 
     name: ClassVar[str] = "learning_coefficient"
@@ -99,6 +101,7 @@ class LearningCoefficient(Measurement):
     second_temperature: float | None = None
     fluctuation_draws: int = 0
     chains_at_once: int | None = None
+    training: tuple[str, ...] = ()
     seed: int = 0
 
     def data_hash(self) -> str:
@@ -122,8 +125,9 @@ class LearningCoefficient(Measurement):
         return affordable_steps(model, self.batch(model), self.chains) + (self.burn_in or 0)
 
     def stepping(self, model: Target) -> Sampler:
-        """Give the sampler."""
-        return stepping(self.sampler, self.sampler_settings, self.parameters(model), self.batch(model))
+        """Give the sampler; what is random in a module is to it as the chance of batches."""
+        batch = self.batch(model) or (model.n if self.training else None)
+        return stepping(self.sampler, self.sampler_settings, self.parameters(model), batch)
 
     def parameters(self, model: Target) -> int:
         """Give how many parameters move."""
@@ -148,13 +152,19 @@ class LearningCoefficient(Measurement):
 
     def prepare(self, model: Target) -> Anchor:
         """Look at the anchor: its loss, and whether it is a minimum, over all of the data if chains see all of them."""
-        return look(replace(model, thorough=self.batch(model) is None), self.temperature(model))
+        return look(self._seen(model).standing(), self.temperature(model))
+
+    def _seen(self, model: Target, seed: int = 0) -> Target:
+        """Give the module as the settings say, in its own mode or in eval mode, and what a look goes through."""
+        seeds = count(seed) if self.training else None
+        return replace(model, thorough=self.batch(model) is None, seeds=seeds)
 
     def measure(self, model: Target, unit: Unit, shared: Anchor) -> Pieces:
         """Walk a group of chains until it has its share of the precision asked for."""
         numbers = range(unit.detail["start"], unit.detail["stop"])
         # one seed for each chain, the same in whatever group and at whatever temperature it walks
         seeds = [int(SeedSequence([self.seed, number]).generate_state(1)[0]) for number in numbers]
+        model = self._seen(model, seeds[0]) if self.training else model
         ratios = [1.0] if self.second_temperature is None else [1.0, self.second_temperature]
         n_beta = torch.tensor(ratios, dtype=torch.float64).reciprocal() * self.temperature(model)
         n_beta = n_beta.repeat_interleave(len(seeds))
@@ -208,22 +218,21 @@ class LearningCoefficient(Measurement):
         parts = list(pieces.values())
         traces, burn_in = aligned(parts)
         n_beta, baseline = self.temperature(model), float(parts[0]["loss"])
-        loss, bias, loss_bias, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
+        loss, bias, _, virial, distance = (traces[f"trace_{name}"] for name in TRACES)
         kept, after = np.isfinite(loss * bias).all(1), slice(burn_in, None)
         if self.second_temperature is not None:  # chains are kept pair by pair
             kept &= np.isfinite(traces["second_loss"] * traces["second_loss_bias"]).all(1)
-        draws = Draws(loss[kept, after], loss_bias[kept, after], n_beta, baseline)
-        parameters = self.parameters(model)
-        hot = None
-        if self.second_temperature is not None:
-            hot = Draws(
-                traces["second_loss"][kept, after],
-                traces["second_loss_bias"][kept, after],
-                n_beta / self.second_temperature,
-                baseline,
-            )
+
+        def drawn(at: str, n_beta: float) -> Draws:
+            losses, added = (traces[f"{at}_{name}"][kept, after] for name in ("loss", "loss_bias"))
+            return Draws(losses, added, n_beta, baseline)
+
+        draws, ratio, parameters = drawn("trace", n_beta), self.second_temperature, self.parameters(model)
+        hot = drawn("second", n_beta / ratio) if ratio is not None else None
         variables: dict[str, Any] = mean(draws)
-        variables |= self._others(model, draws, hot, variables)
+        variables |= others(draws, hot, variables, None if self.n_beta is not None else model.n)
+        if self.batch(model) is not None or self.training:  # it would be mostly that of batches and dropout
+            variables = {name: value for name, value in variables.items() if "variance" not in name}
         variables["unexplored"] = (
             1 - 2 * (virial - bias)[kept, after].mean() / parameters if kept.any() else np.nan
         )
@@ -258,21 +267,7 @@ class LearningCoefficient(Measurement):
             "draws": loss.shape[1] - burn_in,
             "stopped": STOPPED[max(int(part["stopped"]) for part in parts)],
         }
-        return _finite_or_flagged(xr.Dataset(variables, coords, attrs))
-
-    def _others(
-        self, model: Target, draws: Draws, hot: Draws | None, first: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Estimate in other ways than the first."""
-        found: dict[str, float] = {}
-        if len(draws.loss) >= 2:
-            if self.batch(model) is None:  # with batches the variance would be mostly that of the batches
-                found |= variance(draws)
-            if hot is not None:
-                found |= slope(draws, hot)
-            if self.n_beta is None:
-                found |= wbic(first, model.n, draws.n_beta, draws.baseline)
-        return found
+        return finite_or_flagged(xr.Dataset(variables, coords, attrs))
 
     def _attrs(self, model: Target) -> dict[str, Any]:
         """Say what was estimated, and by which settings where they were found."""
@@ -324,6 +319,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
     second_temperature: float | None = None,
     fluctuation_draws: int = 0,
     chains_at_once: int | None = None,
+    training: bool = False,
     source: str | None = None,
     **run: Unpack[RunOptions],
 ) -> Result:
@@ -331,7 +327,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
 
     Args:
         module: any network, or a model as `assay.load` gives it; its weights are the anchor, and are left as they
-            are. It is sampled in eval mode.
+            are. It is sampled in eval mode unless ``training``.
         loss: ``loss(module, batch)`` with one value per example or token, or the name of a ready-made one of
             `assay.landscape.losses`: ``"next_token"`` (of a loaded language model when None), ``"squared_error"``,
             ``"cross_entropy"``, or for behaviour ``"kl_to_anchor"`` and ``"squared_distance_to_anchor"``.
@@ -358,6 +354,8 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         second_temperature: walk as many chains again at n beta divided by this, and estimate from the slope too.
         fluctuation_draws: draws of each chain from which the singular fluctuation is estimated; 0 for not.
         chains_at_once: walk fewer chains together, to need less memory.
+        training: leave every part of the module in its own mode, with dropout and statistics of batches, and not in
+            eval mode.
         source: what run folders call the module; its class when not given.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
@@ -391,16 +389,7 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         second_temperature=second_temperature,
         fluctuation_draws=fluctuation_draws,
         chains_at_once=chains_at_once,
+        training=tuple(name for name, part in model.module.named_modules() if part.training and training),
         seed=seed,
     )
     return perform(measurement, model, **run)
-
-
-def _finite_or_flagged(dataset: xr.Dataset) -> xr.Dataset:
-    """Allow NaN where chains diverged or there is no coefficient: their own checks say so, and say which."""
-    if bool(dataset["diverged"].any()) or bool(dataset["llc"].isnull()):
-        for variable in dataset.data_vars.values():
-            variable.attrs["allow_nan"] = True
-            if variable.dtype.kind == "f":
-                variable.values = np.where(np.isinf(variable.values), np.nan, variable.values)
-    return dataset

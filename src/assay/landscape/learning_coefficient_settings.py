@@ -104,6 +104,11 @@ def require(settings: "LearningCoefficient", model: Target) -> None:
         or s.fluctuation_draws >= 2,
         f"batch_size={s.batch_size} with sampler {s.sampler!r} that accepts or rejects, which needs all of the data: "
         "pass None": not sampler.exact or s.batch(model) is None,
+        "training=True with a sampler that accepts or rejects, for which no loss may be random: take another": not (
+            s.training and sampler.exact
+        ),
+        "training=True with fluctuation_draws: dropout would be counted as fluctuation": not s.training
+        or s.fluctuation_draws == 0,
         "the settings name other data than those passed: build them from the same data": s.data
         == model.data_hash(),
     }

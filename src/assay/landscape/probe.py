@@ -29,7 +29,11 @@ class Probe:
 
     def __init__(self, target: Target, chains: Chains, gradient: Gradient | None = None) -> None:
         here = target.anchor()
-        self._target, self._gradient, self._masks = target, gradient or gradient_of(target), chains.masks
+        self._target, self._gradient, self._masks = (
+            target.standing(),
+            gradient or gradient_of(target),
+            chains.masks,
+        )
         self._anchors = here[None] if chains.anchors is None else chains.anchors.to(here)
         self._n_beta, self._gamma = (part.to(here)[:, None] for part in (chains.n_beta, chains.localization))
         if chains.batch_size is None:

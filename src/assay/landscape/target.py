@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from assay.landscape.examples import Data, tensors_of
 from assay.landscape.identity import architecture
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
 from assay.landscape.masks import described, flat_mask, flattened, named_mask
+from assay.landscape.modes import eval_mode, own_mode
 from assay.landscape.tokens import token_rows
 from assay.models.entries import Entries, first_read
 from assay.models.model import Model
@@ -47,6 +49,8 @@ class Target:
         given: the data as they were given, where the loss reads others.
         model: the language model whose module it is, where it is one.
         thorough: whether looks at the anchor go through all of the data, whatever they cost.
+        seeds: of what is random in the module, one for each time it is put to work; it then stays in its own mode. In
+            eval mode when None.
     """
 
     module: nn.Module
@@ -58,6 +62,7 @@ class Target:
     given: tuple[Tensor, ...] | None = None
     model: Model | None = None
     thorough: bool = False
+    seeds: Iterator[int] | None = None
 
     @property
     def n(self) -> int:
@@ -111,6 +116,7 @@ class Target:
             self.model is None
             or self.model.anatomy is None
             or self.mask is None
+            or self.seeds is not None
             or not _are_ids(self.data[0])
         ):
             return None
@@ -155,7 +161,7 @@ class Target:
     def anchor_loss(self) -> Tensor:
         """Mean loss at the anchor over the data that are looked at, (), float64."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad(), self.evaluating():
+        with torch.no_grad(), self.standing().evaluating():
             for number, batch in enumerate(self.blocks()):
                 losses = self.loss(self.module, batch)
                 self.require_finite(losses, number * rows_at_once(self.data[0]))
@@ -182,16 +188,20 @@ class Target:
         Returns:
             What each chain's loss is above that of the anchor on the same batch, plus `anchor_loss`; its mean is that
             of the losses, since a batch is drawn after the place at which it is looked at. As given where the data are
-            all looked at.
+            all looked at, and nothing in the module is random.
         """
-        if self.seen == self.n:
+        if self.seen == self.n and self.seeds is None:
             return losses
         with torch.no_grad(), self.evaluating():
             own = [
-                self.loss(self.module, tuple(part[chain] for part in batch)).mean()
+                self.loss(self.module, tuple(part[chain if len(part) > 1 else 0] for part in batch)).mean()
                 for chain in range(len(losses))
             ]
         return losses - torch.stack(own) + self.anchor_loss
+
+    def standing(self) -> "Target":
+        """Give the same, whose randomness is always the same: to compare one place with another."""
+        return self if self.seeds is None else replace(self, seeds=repeat(0))
 
     def anchor(self) -> Tensor:
         """Copy the present weights into one flat vector, (d,)."""
@@ -221,16 +231,11 @@ class Target:
     def evaluating(self) -> Generator[None]:
         """Put the module into eval mode for a while, and every part of it back into its own mode after.
 
-        Meanwhile passes begin where weights move; see `entries`.
+        Meanwhile passes begin where weights move; see `entries`. With `seeds` it stays in its own mode.
         """
-        training = [part for part in self.module.modules() if part.training]
-        self.module.eval()
-        try:
-            with self.entries.begun() if self.entries else nullcontext():
-                yield
-        finally:
-            for part in training:
-                part.training = True
+        own = eval_mode(self.module) if self.seeds is None else own_mode(self.module, next(self.seeds))
+        with own, self.entries.begun() if self.entries else nullcontext():
+            yield
 
 
 def target(
