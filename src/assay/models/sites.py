@@ -8,6 +8,7 @@ reach, a site is the dotted path of a module (its output), or the path followed 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ class Port:
         return result
 
 
+@cache
 def canonical(site: str) -> str:
     """The project's name of a site given by that name or by a TransformerLens name."""
     for pattern, name in ALIASES.items():
