@@ -127,7 +127,8 @@ def without_layernorm(runs: int, generator: torch.Generator) -> Experiment:
     trained = toy_layernorm.train_many(
         runs, layer_norm=False, steps=2000, keep_every=40, rate=1e-5, generator=generator
     )
-    return _toy(trained, generator, {})
+    # its step size is small: with fewer steps chains still disagree
+    return _toy(trained, generator, {"burn_in": 400, "draws": 600})
 
 
 def _toy(trained: Training, generator: torch.Generator, settings: dict[str, Any]) -> Experiment:
