@@ -126,7 +126,9 @@ class LearningCoefficient(Measurement):
 
     def stepping(self, model: Target) -> Sampler:
         """Give the sampler; what is random in a module is to it as the chance of batches."""
-        batch = self.batch(model) or (model.n if self.training else None)
+        batch = self.batch(model)
+        if batch is None and self.training:
+            batch = model.n
         return stepping(self.sampler, self.sampler_settings, self.parameters(model), batch)
 
     def parameters(self, model: Target) -> int:
