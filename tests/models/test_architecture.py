@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import assay
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.models.model import Model
 
 CHANGES: dict[str, dict[str, object]] = {
@@ -30,19 +30,19 @@ def same_weights(make: Callable[..., Model], name: str) -> tuple[Model, Model]:
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_configuration_tells_models_apart(make_tiny_llama: Callable[..., Model], name: str) -> None:
     one, other = same_weights(make_tiny_llama, name)
-    assert architecture_hash(one.module) != architecture_hash(other.module)
-    assert architecture_hash(one.module) == architecture_hash(make_tiny_llama().module)
+    assert architecture(one.module) != architecture(other.module)
+    assert architecture(one.module) == architecture(make_tiny_llama().module)
 
 
 def test_names_paths_and_versions_tell_nothing(make_tiny_llama: Callable[..., Model], tmp_path: Path) -> None:
     made = make_tiny_llama()
-    before = architecture_hash(made.module)
+    before = architecture(made.module)
     for folder in ("here", "there"):
         made.module.save_pretrained(tmp_path / folder)
         made.tokenizer.save_pretrained(tmp_path / folder)  # type: ignore[union-attr]
-        assert architecture_hash(assay.load(tmp_path / folder).module) == before
+        assert architecture(assay.load(tmp_path / folder).module) == before
     made.module.config.transformers_version = "9.9"
-    assert architecture_hash(made.module) == before
+    assert architecture(made.module) == before
 
 
 def test_a_run_is_not_continued_with_another_epsilon(
@@ -69,10 +69,10 @@ class Scaled(nn.Module):
 
 
 def test_modules_of_ones_own_are_told_by_what_they_show() -> None:
-    assert architecture_hash(nn.LayerNorm(4)) == architecture_hash(nn.LayerNorm(4))
-    assert architecture_hash(nn.LayerNorm(4)) != architecture_hash(nn.LayerNorm(4, eps=1e-3))
-    assert architecture_hash(nn.MultiheadAttention(8, 2)) != architecture_hash(nn.MultiheadAttention(8, 4))
-    assert architecture_hash(nn.LayerNorm(4).eval()) == architecture_hash(nn.LayerNorm(4))
+    assert architecture(nn.LayerNorm(4)) == architecture(nn.LayerNorm(4))
+    assert architecture(nn.LayerNorm(4)) != architecture(nn.LayerNorm(4, eps=1e-3))
+    assert architecture(nn.MultiheadAttention(8, 2)) != architecture(nn.MultiheadAttention(8, 4))
+    assert architecture(nn.LayerNorm(4).eval()) == architecture(nn.LayerNorm(4))
     kept = Scaled(1.0), Scaled(1.0)  # both alive, so that their parts have addresses of their own
-    assert architecture_hash(kept[0]) == architecture_hash(kept[1])
-    assert architecture_hash(kept[0]) != architecture_hash(Scaled(2.0))
+    assert architecture(kept[0]) == architecture(kept[1])
+    assert architecture(kept[0]) != architecture(Scaled(2.0))

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from assay.errors import BadInput
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.runs import files
 from assay.runs.files import locked
 from assay.runs.perform import perform
@@ -286,7 +286,7 @@ def test_the_record_says_how_the_numbers_came_about(tmp_path: Path):
     assert record["model"] == {
         "source": "toy",
         "weight_hash": ToyModel().weight_hash(),
-        "architecture_hash": architecture_hash(nn.Identity()),
+        "architecture_hash": architecture(nn.Identity()),
         "device": "cpu",
         "dtype": "float32",
     }

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from assay.errors import BadInput
-from assay.landscape.identity import identity
+from assay.models.identity import identity
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], Tensor]

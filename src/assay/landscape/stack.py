@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from assay.landscape import layer_norms
-from assay.landscape.identity import hooks_of
 from assay.landscape.losses import Batch, OutputLoss, cross_entropy, squared_error
 from assay.landscape.target import Target
+from assay.models.identity import hooks_of
 
 aten = torch.ops.aten
 SLOPES: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {

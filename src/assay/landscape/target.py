@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from assay.errors import BadInput
 from assay.landscape.examples import Data, tensors_of
-from assay.landscape.identity import architecture
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
 from assay.landscape.masks import described, flat_mask, flattened, named_mask
 from assay.landscape.modes import eval_mode, own_mode
 from assay.landscape.tokens import token_rows
 from assay.models.entries import Entries, first_read
+from assay.models.identity import architecture
 from assay.models.model import Model
 
 ROWS, TOKENS = 4096, 1024

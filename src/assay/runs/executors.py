@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from assay.errors import BadInput
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.runs.measurement import Measurement, Pieces, Unit, stored_form
 
 
@@ -116,7 +116,7 @@ class _Origin:
     @staticmethod
     def hashes_of(model: Any) -> tuple[str, str]:
         """What tells the weights, and what is computed with them."""
-        return model.weight_hash(), architecture_hash(model.module)
+        return model.weight_hash(), architecture(model.module)
 
 
 class _Worker:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from assay.estimates.checks import Check
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.runs.dataset_files import SCHEMA_VERSION, plain
 from assay.runs.measurement import Measurement, Unit, settings
 
@@ -71,7 +71,7 @@ def describe(measurement: Measurement, model: Measurable, plan: Sequence[Unit]) 
         "model": {
             "source": model.source,
             "weight_hash": model.weight_hash(),
-            "architecture_hash": architecture_hash(model.module),
+            "architecture_hash": architecture(model.module),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },

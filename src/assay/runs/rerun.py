@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from assay.errors import BadInput
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.models.loading import load
 from assay.runs.folder import RunFolder
 from assay.runs.manifest import describe
@@ -51,7 +51,7 @@ def rerun(folder: str | Path, *, model: Any = None, **run: Unpack[RunOptions]) -
     recorded = old.manifest["model"]
     if model is None:
         model = load(recorded["source"], device=recorded["device"], dtype=recorded["dtype"])
-    hashes = {"weight_hash": model.weight_hash(), "architecture_hash": architecture_hash(model.module)}
+    hashes = {"weight_hash": model.weight_hash(), "architecture_hash": architecture(model.module)}
     for name, found in hashes.items():
         if recorded.get(name, found) != found:  # records of older versions have no hash of the architecture
             raise BadInput(

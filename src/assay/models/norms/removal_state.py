@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from assay.errors import BadInput
-from assay.models.architecture import architecture_hash
+from assay.models.identity import architecture
 from assay.models.model import Model
 from assay.models.norms.recipe import Recipe
 
@@ -70,7 +70,7 @@ class StateFolder:
         Raises:
             BadInput: it holds the state of another one.
         """
-        parts = [model.weight_hash(), architecture_hash(model.module)]
+        parts = [model.weight_hash(), architecture(model.module)]
         parts += [json.dumps(dataclasses.asdict(recipe), sort_keys=True)]
         parts += [
             hashlib.sha256(text.cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -2,20 +2,25 @@
 
 Followed are, from a function, what it closes over, its defaults, and of the names of its file that it uses the values
 kept there, the functions and classes written there and their instances; from an instance its class, and its attributes.
-What is installed as a library counts by its name.
+What is installed as a library counts by its name; of its modules also what they show, and the numbers and texts they
+keep.
 """
 
 import functools
 import hashlib
 import inspect
+import json
+import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from assay.models.anatomy import text_config
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 HELD = (*PLAIN, Tensor, np.ndarray, nn.Module, tuple, list, dict, set, frozenset, functools.partial)
@@ -24,8 +29,10 @@ _DEEPEST = (
     6  # of values inside values, an object's attributes being two deep; what is deeper counts by its type
 )
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_PASSING = {"name_or_path", "_name_or_path", "transformers_version"}  # where a model lay decides no number
-_BOOKKEEPING = vars(nn.Module()).keys() | _PASSING
+_ASIDE = {"architectures", "dtype", "name_or_path", "torch_dtype", "training", "transformers_version"}
+"""Names, versions and modes, which decide no number; the dtype is that of the weights."""
+_BOOKKEEPING = vars(nn.Module()).keys()
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def identity(function: Any) -> str:
@@ -44,9 +51,17 @@ def identity(function: Any) -> str:
 
 
 def architecture(module: nn.Module) -> str:
-    """Hash how a module computes from its weights and buffers: parts, their classes, attributes and hooks.
+    """Hash what decides a module's outputs beside its weights and buffers.
 
-    Equal for a copy, in this process and in another, and wherever a model was loaded from.
+    These are the settings of its configuration, if it has one (epsilon, heads, rotary base, the implementation of
+    attention), without paths, names and versions; its tree as PyTorch shows it; hooks; the numbers and texts that parts
+    of a library keep as attributes; and how parts of your own are written, and all that they keep.
+
+    Args:
+        module: of any kind.
+
+    Returns:
+        Hexadecimal digits: equal for a copy, in this process and in another, and wherever a model was loaded from.
     """
     return _hash(_computing(module, 0, {}))
 
@@ -112,7 +127,7 @@ def _once(value: Any, depth: int, met: dict[int, int]) -> Iterator[bytes]:
         yield from _computing(value, depth + 1, met)
     elif hasattr(value, "__dict__"):
         yield from _parts(type(value), depth, met)
-        yield from _named(vars(value), depth + 2, met)
+        yield from _named(_settings(value) if hasattr(value, "to_dict") else vars(value), depth + 2, met)
     elif " at 0x" not in (written := repr(value)):  # which would be another in another process
         yield written.encode()
 
@@ -144,10 +159,25 @@ def _class(written: type, met: dict[int, int]) -> Iterator[bytes]:
 
 def _computing(module: nn.Module, depth: int, met: dict[int, int]) -> Iterator[bytes]:
     """Give what tells a module from others of the same weights and buffers."""
+    config = text_config(module)
+    shown = [_settings(config), getattr(config, "_attn_implementation", None), repr(module)]
+    yield _ADDRESS.sub("", json.dumps(shown, sort_keys=True, default=repr)).encode()
     for name, part in module.named_modules():
         yield name.encode()
         yield from _all((type(part), *hooks_of(part)), depth, met)
-        yield from _named({key: it for key, it in vars(part).items() if key not in _BOOKKEEPING}, depth, met)
+        kept = {key: it for key, it in vars(part).items() if key not in _BOOKKEEPING}
+        if _is_installed(type(part)):
+            kept = {key: it for key, it in _told(kept).items() if isinstance(it, (*PLAIN, tuple))}
+        yield from _named(kept, depth, met)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Give the settings of a configuration."""
+    return _told(config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {}))
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not (name in _ASIDE or name.startswith("_"))}
 
 
 def _belongs(value: Any, module: str) -> bool:
@@ -170,9 +200,8 @@ def _all(values: Iterable[Any], depth: int, met: dict[int, int]) -> Iterator[byt
 
 def _named(values: dict[Any, Any], depth: int, met: dict[int, int]) -> Iterator[bytes]:
     for name, value in sorted(values.items(), key=lambda item: str(item[0])):
-        if name not in _PASSING:
-            yield str(name).encode()
-            yield from _parts(value, depth, met)
+        yield str(name).encode()
+        yield from _parts(value, depth, met)
 
 
 def _name(written: Any) -> bytes:

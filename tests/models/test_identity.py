@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from assay.cli.landscape import call
-from assay.landscape.identity import architecture, identity
 from assay.landscape.losses import squared_error
 from assay.landscape.target import target
+from assay.models.identity import architecture, identity
 from assay.models.model import Model
 from assay.zoo.densities import NormalCrossing, Separable
 
@@ -92,7 +92,7 @@ def test_another_process_names_it_alike(tmp_path: Path) -> None:
     here = losses(tmp_path, FILE)
     code = (
         "import sys; from pathlib import Path; from assay.cli.landscape import call; "
-        "from assay.landscape.identity import *; module, made, _ = call(Path(sys.argv[1]), 'make'); "
+        "from assay.models.identity import *; module, made, _ = call(Path(sys.argv[1]), 'make'); "
         "print(*map(identity, made.values()), architecture(module), sep='|')"
     )
     told = subprocess.run(
