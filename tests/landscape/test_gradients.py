@@ -172,6 +172,17 @@ def test_a_stack_reads_inputs_and_targets_and_leaves_other_columns(name: str) ->
         assert torch.equal(one, other)
 
 
+def test_an_example_without_a_class_counts_for_nothing() -> None:
+    """Torch leaves out those of class -100; their loss is 0."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, classes = torch.randn(6, 3, generator=generator), torch.tensor([0, 1, -100, 1, -100, 0])
+    made = target(STACKS["tanh"](), cross_entropy, (inputs, classes))
+    batch = tuple(part[None] for part in made.data)
+    by_hand, general = (way(made.anchor()[None], batch) for way in (Stack(made), Sequential(made)))
+    for one, other in zip(by_hand, general, strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_tokens_are_averaged_like_examples() -> None:
     inputs = torch.randn(6, 3)
     made = target(STACKS["linear"](), lambda module, batch: module(batch[0]).square(), inputs)

@@ -1,4 +1,4 @@
-r"""Ablation: what a model loses on a data set when one component at a time is replaced by something that tells nothing.
+r"""Ablation: what a model loses on a data set when one component at a time carries no information about the input.
 
 With :math:`p` the clean and :math:`\tilde p_c` the model's distribution with component :math:`c` replaced, over the
 tokens :math:`x_1 \dots x_T` of one input,

@@ -1,7 +1,7 @@
 r"""Layer horizon: how many layers back a model reads what was written.
 
 Let every block, and the readout, read the embedding and what the last :math:`k` blocks wrote, and in place of what
-earlier ones wrote something that tells nothing:
+earlier ones wrote a value without information about the input:
 
 .. math:: x_n = e + \sum_{i=n-k}^{n-1} c_i + \sum_{i<n-k} v_i
 

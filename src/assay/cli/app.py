@@ -23,7 +23,7 @@ MEASURE = {
     "trace": "Causal trace: which states carry a fact about a subject to the answer.",
     "average-trace": "Average causal trace: where, over many facts, restored states bring back the answer.",
     "neurons": "Neuron importance: which neurons, layers and tokens the answer rests on.",
-    "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time tells nothing.",
+    "ablate": "Ablation: what is lost when one head, MLP, layer or neuron at a time carries no information.",
     "patch": "Patching: which places, taken from one prompt's run, turn another's answer.",
     "attribute": "Attribution patching: what patching each node would do, to first order, beside exact effects.",
     "path": "Path patching: what one part tells another of what makes two prompts differ.",

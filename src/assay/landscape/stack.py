@@ -68,6 +68,8 @@ class Stack:
         assert isinstance(target.loss, OutputLoss) and isinstance(target.module, nn.Sequential)
         self._loss, self._layers, self._flat = target.loss, layers_of(target.module), Flat(target)
         self._examples, self._pieces, self._memory = 0, list[Piece](), Memory()
+        # an example of class -100 is one that torch leaves out
+        self._classes = target.loss is cross_entropy and bool((target.data[1] >= 0).all())
 
     def __call__(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `assay.landscape.gradients.Gradient`."""
@@ -90,7 +92,7 @@ class Stack:
             away = torch.sub(outputs, targets, out=self._memory(outputs, outputs.shape, "away"))
             loss = torch.linalg.vector_norm(away, dim=(1, 2)).square() / examples
             return loss, away.mul_(2 / examples)
-        if self._loss is cross_entropy and targets.ndim == outputs.ndim - 1:
+        if self._classes and targets.ndim == outputs.ndim - 1:
             slope, right = torch.log_softmax(outputs, -1), targets[..., None]
             loss = -slope.gather(-1, right).mean((1, 2))
             slope.exp_().scatter_add_(-1, right, slope.new_full((1, 1, 1), -1.0).expand(right.shape))
