@@ -29,6 +29,8 @@ from benchmarks.promises import Promise, Turns, figure, time_summary
 
 N = 20_000
 PEERS = ("devinterp_1", "devinterp_2", "canonical_interp")
+AGREEING = 4
+"""Chains of the calls that are made for their estimates alone."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +183,14 @@ def _model(
     title: str, mask: str | None, step_size: float, localization: float, agreeing: int
 ) -> LearningCase:
     """Of a mask, a step is also timed where every row was seen before: what enters the lowest block is then known."""
-    contestants = [Contestant("assay_llc", 4, 8, 12), Contestant("devinterp_2", 4, 8, 12)]
+    length = (2, 4, 24)
+    contestants = [Contestant(side, *length) for side in ("assay_llc", "devinterp_2")]
     if mask:
-        contestants.append(Contestant("assay_llc", 4, 8, 12, rows=32))
-    ours = contestants[-1].label if mask else "assay 4 chains"
+        contestants.append(Contestant("assay_llc", *length, rows=8))
+    ours = contestants[-1].label if mask else "assay 2 chains"
     promises = (
-        Promise("ratio", ours, "devinterp_2 4 chains", "at most", 0.8),
-        Promise("memory ratio", "assay 4 chains", "devinterp_2 4 chains", "at most", 1.0),
+        Promise("ratio", ours, "devinterp_2 2 chains", "at most", 0.8),
+        Promise("memory ratio", "assay 2 chains", "devinterp_2 2 chains", "at most", 1.0),
     )
     write = _language(mask, step_size, localization)
     return LearningCase(
@@ -219,8 +222,8 @@ LEARNING = {
     "llc-smollm2": _model(
         "SGLD of SmolLM2, all 134,515,008 weights, rows of 64 tokens, 2 in a batch", None, 1e-7, 1000.0, 16
     ),
-    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-3, 100.0, 60),
-    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 2e-4, 100.0, 60),
+    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-3, 100.0, 40),
+    "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 2e-4, 100.0, 40),
 }
 
 
@@ -280,7 +283,7 @@ def _estimates(case: LearningCase, sides: dict[str, Side], turns: dict[str, Turn
         return {label: each for label, each in found.items() if each.size}  # the floor has none
     calls = {
         contestant.label: sides[contestant.side].ask(
-            {**contestant.request, "short": case.agreeing, "long": None}
+            {**contestant.request, "chains": AGREEING, "short": case.agreeing, "long": None}
         )
         for contestant in case.contestants
         if contestant.rows is None
