@@ -183,7 +183,7 @@ def _model(
     title: str, mask: str | None, step_size: float, localization: float, agreeing: int
 ) -> LearningCase:
     """Of a mask, a step is also timed where every row was seen before: what enters the lowest block is then known."""
-    length = (2, 4, 24)
+    length = (2, 8, 28)
     contestants = [Contestant(side, *length) for side in ("assay_llc", "devinterp_2")]
     if mask:
         contestants.append(Contestant("assay_llc", *length, rows=8))
