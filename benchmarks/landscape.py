@@ -222,7 +222,7 @@ LEARNING = {
     "llc-smollm2": _model(
         "SGLD of SmolLM2, all 134,515,008 weights, rows of 64 tokens, 2 in a batch", None, 1e-7, 1000.0, 16
     ),
-    "llc-smollm2-head": _model("the same of one head, the 4th of layer 15", "head.15.3", 1e-3, 100.0, 40),
+    "llc-smollm2-head": _model("the same of one head, the 4th of layer 25", "head.25.3", 1e-3, 100.0, 40),
     "llc-smollm2-mlp": _model("the same of one MLP, that of layer 15", "mlp.15", 2e-4, 100.0, 40),
 }
 
