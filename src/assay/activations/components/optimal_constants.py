@@ -3,8 +3,8 @@ r"""The constants that lose least in the place of a component, learned by gradie
 .. math:: a^* = \arg\min_a \; \mathrm{mean}_x \, \mathrm{KL}\bigl(p(x) \,\|\, \tilde p_{c := a}(x)\bigr)
 
 A mean is a constant, and carries no information, but is not the one that disturbs least (Li and Janson 2024,
-2409.09951). Adam on the whole data set, from the mean, without randomness; of all constants on the way the best is kept,
-so that it never loses more than the mean on this data set.
+2409.09951). Adam on the whole data set, from the mean, without randomness; of all constants on the way the best is
+kept, so that it never loses more than the mean on this data set.
 """
 
 from collections.abc import Callable, Mapping, Sequence
