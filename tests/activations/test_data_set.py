@@ -24,3 +24,14 @@ def test_the_first_inputs_are_taken_and_fewer_than_one_refused(tiny_llama: Model
     for count in (0, -1):
         with pytest.raises(BadInput, match=f"max_inputs={count}: the data set is empty"):
             inputs_of(tiny_llama, rows, length, count)
+
+
+def test_a_text_longer_than_the_context_can_be_cut(tiny_llama: Model) -> None:
+    context = tiny_llama.context_length
+    assert context is not None
+    text = [3] * (2 * context + 1)
+    assert len(inputs_of(tiny_llama, text, context)) == 2
+    with pytest.raises(BadInput, match=f"the prompt has {2 * context + 1} tokens"):
+        inputs_of(tiny_llama, text, None)
+    with pytest.raises(BadInput, match=f"length={context + 1}: the context of .* has {context} tokens"):
+        inputs_of(tiny_llama, text, context + 1)

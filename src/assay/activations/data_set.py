@@ -25,15 +25,17 @@ def inputs_of(
         Token ids of each input.
 
     Raises:
-        BadInput: no text, none that is long enough, or fewer than one asked for.
+        BadInput: no text, none that is long enough, fewer than one asked for, or inputs longer than the context.
     """
     if max_inputs is not None and max_inputs < 1:
         raise BadInput(f"max_inputs={max_inputs}: the data set is empty; give 1 or more")
-    prompts = prompts_of(model, texts)
+    prompts = prompts_of(model, texts, to_cut=length is not None)
     if length is None:
         return prompts[:max_inputs]
     if length < 2:  # noqa: PLR2004 (a loss needs a next token)
         raise BadInput(f"length={length}: an input needs two tokens or more")
+    if model.context_length is not None and length > model.context_length:
+        raise BadInput(f"length={length}: the context of {model.source} has {model.context_length} tokens")
     inputs = tuple(
         prompt[start : start + length]
         for prompt in prompts

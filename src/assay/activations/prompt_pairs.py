@@ -161,12 +161,13 @@ def pair_runs(
     return PairRuns(clean, corrupted, direction, Gauge(metrics, answer, foil, final))
 
 
-def prompts_of(model: Model, given: Prompts) -> tuple[Tokens, ...]:
+def prompts_of(model: Model, given: Prompts, *, to_cut: bool = False) -> tuple[Tokens, ...]:
     """Token ids of one or several prompts.
 
     Args:
         model: gives the tokenizer.
         given: a text, several texts, token ids, or several prompts of token ids.
+        to_cut: they are to be cut up, and may be longer than the context.
 
     Returns:
         The ids of each prompt.
@@ -177,8 +178,8 @@ def prompts_of(model: Model, given: Prompts) -> tuple[Tokens, ...]:
     if len(given) == 0:
         raise BadInput("no prompt was given: the list is empty")
     if isinstance(given, str) or all(isinstance(item, int) for item in given):
-        return (model.tokens(given),)  # type: ignore[arg-type]
-    return tuple(model.tokens(prompt) for prompt in given)  # type: ignore[arg-type]
+        return (model.tokens(given, to_cut=to_cut),)  # type: ignore[arg-type]
+    return tuple(model.tokens(prompt, to_cut=to_cut) for prompt in given)  # type: ignore[arg-type]
 
 
 def single_tokens(

@@ -71,11 +71,12 @@ class Model:
         config = text_config(self.module)
         return next((int(v) for name in CONTEXT if isinstance(v := getattr(config, name, None), int)), None)
 
-    def tokens(self, text: str | Sequence[int] | Tensor) -> Tokens:
+    def tokens(self, text: str | Sequence[int] | Tensor, *, to_cut: bool = False) -> Tokens:
         """Token ids of a prompt.
 
         Args:
             text: a text, or token ids already.
+            to_cut: it is to be cut up, and may be longer than the context.
 
         Returns:
             The ids.
@@ -92,7 +93,7 @@ class Model:
             ids = _whole_numbers(text)
         if not ids:
             raise BadInput("the prompt is empty: it has no tokens")
-        if self.context_length is not None and len(ids) > self.context_length:
+        if not to_cut and self.context_length is not None and len(ids) > self.context_length:
             raise BadInput(
                 f"the prompt has {len(ids)} tokens, more than the context of {self.context_length} that "
                 f"{self.source} was built for; shorten it"
