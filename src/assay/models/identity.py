@@ -25,9 +25,8 @@ from assay.models.anatomy import text_config
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 HELD = (*PLAIN, Tensor, np.ndarray, nn.Module, tuple, list, dict, set, frozenset, functools.partial)
 """Values that are followed wherever they are named."""
-_DEEPEST = (
-    6  # of values inside values, an object's attributes being two deep; what is deeper counts by its type
-)
+_DEEPEST = 6
+"""Of values inside values, an object's attributes being two deep; what is deeper counts by its type."""
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _ASIDE = {"architectures", "dtype", "name_or_path", "torch_dtype", "training", "transformers_version"}
 """Names, versions and modes, which decide no number; the dtype is that of the weights."""
