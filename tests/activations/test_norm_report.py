@@ -212,7 +212,8 @@ def test_one_input_has_no_interval_and_settings_round_trip() -> None:
         ({"resamples": 1}, "resamples must be"),
         ({"seed": -1}, "resamples must be"),
         ({"float64_inputs": -1}, "resamples must be"),
-        ({"length": 99}, "the longest text has 8"),
+        ({"length": 9}, "the longest text has 8"),
+        ({"length": 99}, "has 64 tokens"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(changed: dict[str, Any], message: str) -> None:
