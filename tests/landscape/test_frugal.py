@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from assay.landscape import chance as chance_module
 from assay.landscape import frugal as frugal_module
 from assay.landscape import target as target_module
 from assay.landscape.chains import Walking, begin
@@ -27,7 +28,7 @@ def material(mask: str | None = None) -> Target:
         nn.Linear(5, 101), nn.LayerNorm(101), nn.Linear(101, 97), nn.Tanh(), nn.Linear(97, 5)
     )
     for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
     data = torch.randn(40, 5, generator=generator), torch.randn(40, 5, generator=generator)
     return target(module, squared_error, data, mask=mask)
 
@@ -66,6 +67,31 @@ def test_the_steps_are_those_of_whole_vectors(monkeypatch, piece: int, batch_siz
     pieces.change_step(torch.tensor([5e-5, 1e-5]))
     assert_close(pieces.advance(1).bias, whole.advance(1).bias, rtol=1e-4, atol=1e-6)
     assert_close(pieces.state.position, whole.state.position, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+def test_segments_of_the_vector_have_noise_of_their_own(monkeypatch, anchors: bool) -> None:
+    monkeypatch.setattr(frugal_module, "PIECE", 1024)
+    monkeypatch.setattr(chance_module, "SEGMENT", 4096)
+    made = material()
+    settings = chains(made, 7, anchors=anchors)
+    whole, cut = Walking(made, settings, SGLD(), Sequential(made)), Frugal(made, settings, Sequential(made))
+    noise = Streams(settings.seeds, whole.position).noise()
+    assert noise.unique().numel() > 0.99 * noise.numel()  # no segment repeats another
+    assert_close(cut.advance(3).bias, whole.advance(3).bias, rtol=1e-4, atol=1e-6)
+    assert_close(cut.position, whole.position, rtol=1e-5, atol=1e-6)
+
+
+def test_the_numbers_are_the_same_on_any_number_of_cores(monkeypatch) -> None:
+    monkeypatch.setattr(frugal_module, "PIECE", 512)
+    monkeypatch.setattr(chance_module, "SEGMENT", 2048)
+    made, found = material(), []
+    for cores in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        walking = Frugal(made, chains(made, 7), Sequential(made))
+        found.append((walking.advance(3).bias, walking.position.clone(), walking.acceptance(1)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_a_mask_holds_stays() -> None:
@@ -184,7 +210,7 @@ def test_acceptance_is_that_of_the_step_that_is_taken(monkeypatch, piece: int, m
     if masked:
         moves[::3] = False
         made = target(made.module, squared_error, made.data, mask=masks_of(made, moves))
-    step_size = torch.tensor([1e-3, 4e-3])
+    step_size = torch.tensor([3e-4, 1e-3])
     settings = replace(chains(made, 7), step_size=step_size, localization=torch.tensor([30.0, 5.0]))
     walking, gradient = Frugal(made, settings, Sequential(made)), Functional(made)
     walking.advance(2)
@@ -200,7 +226,7 @@ def test_acceptance_is_that_of_the_step_that_is_taken(monkeypatch, piece: int, m
     def log_density(to: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
         return -((to - of + epsilon / 2 * slope).square() * moves).sum(1).double() / (2 * step_size)
 
-    for seed in range(3, 7):
+    for seed in range(3, 11):
         before = walking.position.clone()
         seen.append(walking.acceptance(seed))
         after = walking.position

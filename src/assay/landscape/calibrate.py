@@ -86,7 +86,7 @@ class Calibrate(Measurement):
     """
 
     name: ClassVar[str] = "calibrate"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     data: str
     loss: str
     step_sizes: tuple[float, ...] | None = None

@@ -14,6 +14,8 @@ from torch import Tensor
 
 BLOCK = 2**13
 """Numbers that a chain draws at a time, at least one step's."""
+SEGMENT = 2**22
+"""Coordinates whose noise is one stream on the CPU, so that segments can be drawn side by side."""
 
 
 class Streams:
@@ -30,22 +32,36 @@ class Streams:
         place = {seeds[chain]: place for place, chain in enumerate(self._drawing)}
         which = torch.tensor([place[seed] for seed in seeds], device=like.device)
         self._which = which if len(place) < len(seeds) else None
+        self.segment = SEGMENT if like.device.type == "cpu" else like.shape[-1]
         words = np.stack([SeedSequence(seed).generate_state(3, np.uint64) for seed in seeds])
-        self._noise, self._batches, self._coins = (
-            [torch.Generator(like.device).manual_seed(int(word) & (2**63 - 1)) for word in column]
-            for column in words.T
+        first_segment, self._batches, self._coins = (
+            [_generator(int(word), like) for word in column] for column in words.T
         )
+        later = range(1, -(-like.shape[-1] // self.segment))
+        self._noise = [
+            [
+                generator,
+                *(
+                    _generator(int(SeedSequence((seed, part)).generate_state(1, np.uint64)[0]), like)
+                    for part in later
+                ),
+            ]
+            for seed, generator in zip(seeds, first_segment, strict=True)
+        ]
         self._steps = max(1, BLOCK // like.shape[-1])
-        self._block = like.new_empty(len(place), self._steps, like.shape[-1])
-        self._used = self._steps
+        self._block = like.new_empty(len(place), 0, like.shape[-1])
+        self._used = 0
         self._rows = torch.empty(len(place), 0, 0, dtype=torch.int64, device=like.device)
         self._rows_used = 0
 
     def noise(self) -> Tensor:
         """Draw standard normal noise for one step, (chain, d); good until the next call."""
-        if self._used == self._steps:
+        if self._used == self._block.shape[1]:
+            if not self._used:  # who draws by `fill` never needs the room
+                self._block = self._block.new_empty(len(self._block), self._steps, self._block.shape[2])
             for block, chain in zip(self._block, self._drawing, strict=True):
-                block.normal_(generator=self._noise[chain])
+                for part, generator in zip(block.split(self.segment, -1), self._noise[chain], strict=True):
+                    part.normal_(generator=generator)
             self._used = 0
         self._used += 1
         return self._for_all(self._block[:, self._used - 1])
@@ -54,12 +70,12 @@ class Streams:
         """Hand what was drawn to every chain of a seed, (chain, ...)."""
         return drawn if self._which is None else drawn.index_select(0, self._which)
 
-    def fill(self, chain: int, part: Tensor) -> None:
-        """Draw the next part of one chain's noise in place, for a step that is gone through in parts.
+    def fill(self, chain: int, segment: int, part: Tensor) -> None:
+        """Draw the next part of a segment of one chain's noise in place, for a step that is gone through in parts.
 
         Parts of a multiple of 16 numbers hold what `noise` gives for a step of at least a block.
         """
-        part.normal_(generator=self._noise[chain])
+        part.normal_(generator=self._noise[chain][segment])
 
     def rows(self, n: int, batch_size: int) -> Tensor:
         """Draw a batch of numbers below n for each chain, with replacement, (chain, batch)."""
@@ -82,3 +98,7 @@ class Streams:
             generator = self._coins[chain]
             row.normal_(generator=generator) if normal else row.uniform_(generator=generator)
         return self._for_all(drawn)
+
+
+def _generator(word: int, like: Tensor) -> torch.Generator:
+    return torch.Generator(like.device).manual_seed(word & (2**63 - 1))

@@ -2,12 +2,16 @@ r"""Chains of a large module, which hold nothing but what moves of a position ea
 
 The steps are those of Langevin dynamics as `Walking` takes them, and without a mask the numbers are the same up to
 rounding. But noise, distance and update go through the vector a piece at a time, so that a piece stays in the
-processor's cache from its noise to its update, and the anchor is read from the module itself. Beside the module with
+processor's cache from its noise to its update, each core takes segments of the vector for itself, and the anchor is
+read from the module. Beside the module with
 its w bytes of weights, a chain needs 2 w; whole vectors of gradient, noise, anchor, distance and update would need 5 w.
 Where a mask holds some of the sampled weights, positions, noise and update are of those alone that move.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +23,29 @@ from assay.landscape.sequential import Sequential
 from assay.landscape.target import Target, rows_at_once
 from assay.landscape.walks import Chains, Walk
 
-PIECE, LARGEST_PIECE = 2**16, 2**24
-"""Coordinates in a piece on the CPU, where four of them fit in a core's cache, and elsewhere, where starting costs."""
+PIECE, LARGEST_PIECE = 2**15, 2**24
+"""Coordinates in a piece on the CPU, where torch leaves so few to one core, and elsewhere, where starting costs."""
 
 PAIRED = 8
 """Neighbouring steps that share a look at the anchor, where losses are paired with its own."""
 
 ROWS = 512
 """Most examples on which a step is tested."""
+
+Visit = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""What is done at a piece of a chain, given its weights, their slope, the way from the anchor and noise."""
+
+
+class Piece(NamedTuple):
+    """Neighbouring coordinates.
+
+    Attributes:
+        place: where they lie.
+        anchor: the anchor there, in parts where it lies in several parameters.
+    """
+
+    place: slice
+    anchor: tuple[Tensor, ...]
 
 
 class Frugal:
@@ -51,9 +70,10 @@ class Frugal:
         self._step_size, self._n_beta, self._localization = (
             part.double().tolist() for part in (chains.step_size, chains.n_beta, chains.localization)
         )
+        self._segments = self._cut()
         for chain, row in enumerate(self._position):
-            for piece, anchor in self._pieces(chain):
-                row[piece] = anchor
+            for piece in sum(self._segments_of(chain), []):
+                row[piece.place] = torch.cat(piece.anchor)
 
     @property
     def position(self) -> Tensor:
@@ -113,25 +133,27 @@ class Frugal:
         return torch.stack(ratios).clamp_max(0).exp()
 
     def _log_ratio(self, chain: int, batch: Batch, seed: int) -> Tensor:
-        step_size, n_beta = self._step_size[chain], self._n_beta[chain]
-        chance, ratio = torch.Generator(self._slope.device), self._slope.new_zeros((), dtype=torch.float64)
+        step_size, n_beta, gamma = self._step_size[chain], self._n_beta[chain], self._localization[chain]
 
-        def again(part: Tensor) -> None:
-            part.normal_(generator=chance)
-
-        ratio += n_beta * self._look(chain, batch)
-        chance.manual_seed(seed)
-        for here, slope, away, kick in self._sweep(chain, again):
-            ratio += self._localization[chain] / 2 * torch.dot(away, away)
+        def leave(here: Tensor, slope: Tensor, away: Tensor, kick: Tensor) -> tuple[Tensor, ...]:
+            held = torch.dot(away, away)
             here.add_(kick, alpha=step_size**0.5).add_(slope, alpha=-step_size / 2)
-        self._slope /= n_beta  # the gradient after the step is added to it
-        ratio -= n_beta * self._look(chain, batch)
-        chance.manual_seed(seed)
-        for _, slope, away, kick in self._sweep(chain, again):
-            ratio -= self._localization[chain] / 2 * torch.dot(away, away)
-            ratio += step_size**0.5 / 2 * torch.dot(slope, kick) - step_size / 8 * torch.dot(slope, slope)
+            return (held,)
+
+        def arrive(here: Tensor, slope: Tensor, away: Tensor, kick: Tensor) -> tuple[Tensor, ...]:
+            seen = torch.dot(away, away), torch.dot(slope, kick), torch.dot(slope, slope)
             slope.zero_()
-        return ratio
+            return seen
+
+        first = self._look(chain, batch)
+        (held,) = self._sweep(chain, partial(Streams((seed,), self._position).fill, 0), leave)
+        self._slope /= n_beta  # the gradient after the step is added to it
+        second = self._look(chain, batch)
+        held_there, along, squared = self._sweep(
+            chain, partial(Streams((seed,), self._position).fill, 0), arrive
+        )
+        risen = n_beta * (second.double() - first.double()) + gamma / 2 * (held_there - held)
+        return step_size**0.5 / 2 * along - step_size / 8 * squared - risen
 
     @property
     def _pairing(self) -> bool:
@@ -181,54 +203,62 @@ class Frugal:
             Squared norm of the slope, squared distance from the anchor, and the virial, (3,).
         """
         step_size = self._step_size[chain]
-        sums = self._slope.new_zeros(3, dtype=torch.float64)
-        for here, slope, away, kick in self._sweep(chain, lambda part: self._streams.fill(chain, part)):
-            sums[0] += torch.dot(slope, slope)
-            sums[1] += torch.dot(away, away)
-            sums[2] += torch.dot(away, slope)
+
+        def update(here: Tensor, slope: Tensor, away: Tensor, kick: Tensor) -> tuple[Tensor, ...]:
+            seen = torch.dot(slope, slope), torch.dot(away, away), torch.dot(away, slope)
             here.add_(kick, alpha=step_size**0.5).add_(slope, alpha=-step_size / 2)
             slope.zero_()
+            return seen
+
+        sums = self._sweep(chain, partial(self._streams.fill, chain), update)
         sums[2] /= 2
         return sums
 
-    def _sweep(
-        self, chain: int, draw: Callable[[Tensor], object]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Go through a chain: its weights, their slope of U (until now of the loss), the way from the anchor, noise."""
-        kicks = torch.empty_like(self._slope[: self._longest])
-        for piece, anchor in self._pieces(chain):
-            here, slope, kick = self._position[chain, piece], self._slope[piece], kicks[: len(anchor)]
-            away = here - anchor
-            slope.mul_(self._n_beta[chain]).add_(away, alpha=self._localization[chain])
-            draw(kick)
-            yield here, slope, away, kick
+    def _sweep(self, chain: int, draw: Callable[[int, Tensor], object], visit: Visit) -> Tensor:
+        """Go through a chain, and make the slope that of U, where until now it is that of the loss.
+
+        Args:
+            chain: which.
+            draw: fills a piece of a segment with noise.
+            visit: is handed weights, slope, the way from the anchor and noise of each piece, and gives sums over it.
+
+        Returns:
+            The sums over all pieces, float64.
+        """
+        n_beta, localization = self._n_beta[chain], self._localization[chain]
+
+        def through(number: int, segment: Sequence[Piece]) -> Tensor:
+            kicks, ways = self._slope.new_empty(2, len(self._slope[segment[0].place]))
+            sums = list[Tensor]()
+            for place, anchor in segment:
+                here, slope = self._position[chain, place], self._slope[place]
+                kick, away = kicks[: len(here)], ways[: len(here)]
+                torch.sub(here, anchor[0] if len(anchor) == 1 else torch.cat(anchor), out=away)
+                slope.mul_(n_beta).add_(away, alpha=localization)
+                draw(number, kick)
+                sums.append(torch.stack(visit(here, slope, away, kick)))
+            return torch.stack(sums).double().sum(0)
+
+        segments = self._segments_of(chain)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return torch.stack([*pool.map(through, range(len(segments)), segments)]).sum(0)
 
     @property
     def _longest(self) -> int:
         return PIECE if self._position.device.type == "cpu" else LARGEST_PIECE
 
-    def _pieces(self, chain: int) -> Iterator[tuple[slice, Tensor]]:
-        """Go through the vector: where a piece lies, and the anchor there."""
-        if self._anchors is not None:
-            anchor = self._anchors[min(chain, len(self._anchors) - 1)].to(self._position)
-            for start, part in zip(
-                range(0, len(anchor), self._longest), anchor.split(self._longest), strict=True
-            ):
-                yield slice(start, start + len(part)), part
-            return
-        buffer = torch.empty_like(self._slope[: self._longest])
-        start = filled = 0
-        for value in self._target.parameters.values():
-            flat, taken = value.detach().flatten(), 0
-            while taken < len(flat):
-                more = min(len(flat) - taken, len(buffer) - filled)
-                buffer[filled : filled + more] = flat[taken : taken + more]
-                taken, filled = taken + more, filled + more
-                if filled == len(buffer):
-                    yield slice(start, start + filled), buffer
-                    start, filled = start + filled, 0
-        if filled:
-            yield slice(start, start + filled), buffer[:filled]
+    def _segments_of(self, chain: int) -> list[list[Piece]]:
+        return self._segments[min(chain, len(self._segments) - 1)]
+
+    def _cut(self) -> list[list[list[Piece]]]:
+        """Cut each anchor into segments of pieces; all chains have the same one where it is the module itself."""
+        if self._anchors is None:
+            rows = [[value.detach().flatten() for value in self._target.parameters.values()]]
+        else:
+            rows = [[anchor] for anchor in self._anchors.to(self._position)]
+        pieces = [[*_pieces(row, min(self._longest, self._streams.segment))] for row in rows]
+        each = max(1, self._streams.segment // self._longest)
+        return [[row[start : start + each] for start in range(0, len(row), each)] for row in pieces]
 
     def _rows(self) -> Tensor:
         """Draw the numbers of each chain's examples, (chain, example); none where a batch is all of the data."""
@@ -239,3 +269,17 @@ class Frugal:
     def _batch(self, rows: Tensor, chain: int) -> Batch:
         whole = self._chains.batch_size is None
         return self._target.data if whole else tuple(part[rows[chain]] for part in self._target.data)
+
+
+def _pieces(parts: Sequence[Tensor], longest: int) -> Iterator[Piece]:
+    """Cut what lies in parts, one after the other, into pieces."""
+    rest, total = [*reversed(parts)], sum(len(part) for part in parts)
+    for start in range(0, total, longest):
+        missing, taken = min(longest, total - start), list[Tensor]()
+        while missing:
+            part = rest.pop()
+            if len(part) > missing:
+                rest.append(part[missing:])
+            taken.append(part[:missing])
+            missing -= len(taken[-1])
+        yield Piece(slice(start, start + sum(len(part) for part in taken)), tuple(taken))

@@ -83,7 +83,7 @@ class LearningCoefficient(Measurement):
     """
 
     name: ClassVar[str] = "learning_coefficient"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     data: str
     loss: str
     step_size: float | Literal["auto"] = "auto"

@@ -79,7 +79,7 @@ class Trajectory(Measurement):
     """
 
     name: ClassVar[str] = "trajectory"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     data: str
     loss: str
     sampled: str
