@@ -143,6 +143,11 @@ def test_a_head_that_writes_nothing_is_found_idle_and_one_that_does_is_not(
     assert [check.verdict for check in result.checks if check.code == "B103"] == ["pass"]
 
 
+def test_one_word_is_no_list_of_letters(model: Model) -> None:
+    scan = ablate(model, INPUTS[:2], components="heads", value="zero")
+    assert list(scan.dataset["kind"].values) == ["head"] * 12
+
+
 def test_texts_are_cut_to_a_length(tiny_llama: Model) -> None:
     text = "Mrs Dursley said that Mr Dursley had seen Harry near the old gate in the rain."
     tokens = tiny_llama.tokens(text)

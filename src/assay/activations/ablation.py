@@ -47,7 +47,7 @@ from assay.activations.components.replacements import Replacements, Statistics, 
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, partners_of, positions_read
 from assay.activations.effects import PARTS, effect_variables, mean_variables
 from assay.activations.engine import engine_named, reason_kept
-from assay.activations.prompt_pairs import Prompts
+from assay.activations.prompt_pairs import Prompts, words_of
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
@@ -366,7 +366,7 @@ def ablate(  # noqa: PLR0913 (settings of a verb)
     """
     measurement = Ablation(
         inputs=inputs_of(model, texts, length, max_inputs),
-        components=tuple(components),
+        components=words_of(components),
         value=value,
         noise=noise,
         descent_steps=descent_steps,

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from assay.models.partial import Recording, SiteEdit, partial_forward, record
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]"
 Metric = Literal["log_probability", "probability", "logit_difference", "kl_from_clean"]
 Direction = Literal["denoise", "noise"]
+Word = TypeVar("Word", bound=str)
 NEEDS: dict[Metric, tuple[str, ...]] = {
     "log_probability": ("answer",),
     "probability": ("answer",),
@@ -159,6 +160,18 @@ def pair_runs(
     corrupted = record(model, torch.tensor([pair[1]]), sites=sites if not denoise or both else ())
     final = log_probabilities(clean.readout(clean.resid[-1][:, -1])[0])
     return PairRuns(clean, corrupted, direction, Gauge(metrics, answer, foil, final))
+
+
+def words_of(given: Sequence[Word]) -> tuple[Word, ...]:
+    """One word or several, as several: a bare word would be taken letter by letter.
+
+    Args:
+        given: a word, or some: names of components, of edges, of metrics.
+
+    Returns:
+        The words.
+    """
+    return (given,) if isinstance(given, str) else tuple(given)  # type: ignore[return-value]
 
 
 def prompts_of(model: Model, given: Prompts, *, to_cut: bool = False) -> tuple[Tokens, ...]:
