@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import assay
 from assay.activations.depth.output_moments import output_moments
@@ -69,9 +70,33 @@ def test_moments_are_those_of_what_neurons_add_to_the_logits(kind: str) -> None:
     base = model.module.base_model
     block, norm = (base.h[1], base.ln_f) if kind == "gpt2" else (base.layers[1], base.norm)
     down = block.mlp.c_proj.weight if kind == "gpt2" else block.mlp.down_proj.weight.T
-    added = ((down * norm.weight) @ model.module.lm_head.weight.T).detach().double().numpy()
+    read = down - down.mean(1, keepdim=True) if kind == "gpt2" else down  # a LayerNorm takes the mean out
+    added = ((read * norm.weight) @ model.module.lm_head.weight.T).detach().double().numpy()
     np.testing.assert_allclose(kurtosis[1], stats.kurtosis(added, axis=1, fisher=False), rtol=1e-4)
     np.testing.assert_allclose(skewness[1], stats.skew(added, axis=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_what_a_layer_norm_takes_out_changes_no_moment(width: int) -> None:
+    """Neither the logits nor what neurons say change when output weights are moved along the vector of ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(n_embd=width, n_layer=2, n_head=1, vocab_size=101, bos_token_id=0, eos_token_id=0)
+        module: Any = GPT2LMHeadModel(config).eval()
+    model, gains = wrap(module), torch.linspace(0.2, 3.0, width)
+    with torch.no_grad():
+        module.transformer.ln_f.weight.copy_(gains)
+    written, unembed = module.transformer.h[1].mlp.c_proj.weight, module.lm_head.weight
+    expected = (((written - written.mean(1, keepdim=True)) * gains) @ unembed.T).detach().double().numpy()
+    before = model.module(input_ids=torch.tensor(INPUTS)).logits.detach()
+    own, shuffled = (output_moments(model, seed=seed) for seed in (None, 1))
+    np.testing.assert_allclose(own[0][1], stats.kurtosis(expected, axis=1, fisher=False), rtol=1e-4)
+    with torch.no_grad():
+        module.transformer.h[1].mlp.c_proj.weight += 1.0
+    torch.testing.assert_close(model.module(input_ids=torch.tensor(INPUTS)).logits, before, rtol=0, atol=1e-5)
+    for seed, moments in ((None, own), (1, shuffled)):
+        for found, expected_moment in zip(output_moments(model, seed=seed), moments, strict=True):
+            np.testing.assert_allclose(found, expected_moment, rtol=1e-3, atol=1e-3)
 
 
 def test_neurons_made_to_raise_or_lower_one_token_are_found(make_tiny_llama: Any) -> None:

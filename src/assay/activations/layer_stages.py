@@ -2,9 +2,10 @@ r"""Stages of inference: what a model would say after each layer, and the neuron
 
 After each layer, the stream read out as if it were the last: the entropy of what it would say, KL(final || layer), and
 the share of positions at which the most probable token is already the final one. And in each layer the share of
-prediction and suppression neurons: a neuron's output weights, through the final norm's weight and the unembedding, add
-to each token's logit; where these additions have a heavy tail (kurtosis above 10), the neuron speaks of few tokens,
-and raises them (skewness above 0: a prediction neuron) or lowers them (a suppression neuron).
+prediction and suppression neurons: a neuron's output weights, their mean taken out where the final norm does, through
+its weight and the unembedding, add to each token's logit; where these additions have a heavy tail (kurtosis above 10),
+the neuron speaks of few tokens, and raises them (skewness above 0: a prediction neuron) or lowers them (a suppression
+neuron).
 
 Lad, Gurnee and Tegmark 2024 (2406.19384) tell four stages by these curves: detokenization, feature engineering (both
 without a guess), prediction ensembling (prediction neurons, falling entropy), residual sharpening (suppression neurons,
@@ -69,7 +70,7 @@ class LayerStages(Measurement):
     """
 
     name: ClassVar[str] = "layer_stages"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: tuple[Tokens, ...]
     neurons: bool = True
     read: int | None = 16

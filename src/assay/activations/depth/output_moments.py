@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from assay.models.anatomy import is_centring
 from assay.models.model import Model
 
 DIRECTIONS_AT_ONCE = 256
 
 
 def output_moments(model: Model, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
-    """Kurtosis and skewness of what each neuron adds to the logits, through the final norm's weight.
+    """Kurtosis and skewness of what each neuron adds to the logits, through the final norm's centring and weight.
 
     Args:
         model: a decoder whose neurons write straight into the stream.
@@ -42,15 +43,15 @@ def _weight(module: nn.Module) -> Tensor:
 
 def _moments(model: Model, directions: Tensor, shuffling: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Kurtosis and skewness of directions (direction, d_model) over the vocabulary, their entries shuffled or not."""
-    gain = _gain(model)
-    unembed = model.parts.unembed
-    assert unembed is not None  # callers have refused others
-    weight = _weight(unembed)
+    norm, unembed = model.parts.final_norm, model.parts.unembed
+    assert norm is not None and unembed is not None  # callers have refused others
+    centring, weight = is_centring(norm, model.d_model), _weight(unembed)
+    gain = _gain(norm, directions[0], centring=centring)
     kurtosis, skewness = [], []
     for some in directions.split(DIRECTIONS_AT_ONCE):
         if shuffling is not None:
             some = some.gather(1, torch.rand(some.shape, generator=shuffling).argsort(1).to(some.device))
-        added = ((some * gain) @ weight.T).float()
+        added = ((_read(some, centring=centring) * gain) @ weight.T).float()
         centred = added - added.mean(-1, keepdim=True)
         square = centred.square()
         variance = square.mean(-1)
@@ -59,12 +60,18 @@ def _moments(model: Model, directions: Tensor, shuffling: torch.Generator | None
     return torch.cat(kurtosis), torch.cat(skewness)
 
 
-def _gain(model: Model) -> Tensor:
-    """The final norm's weight, found by a probe of mean 0 and mean square 1, and a bias taken off."""
-    norm = model.parts.final_norm
-    assert norm is not None  # callers have refused others
-    probe = torch.ones(model.d_model, dtype=model.dtype, device=model.device)
+def _read(directions: Tensor, *, centring: bool) -> Tensor:
+    """What the final norm leaves of directions (..., d_model): a LayerNorm takes their mean out."""
+    return directions - directions.mean(-1, keepdim=True) if centring else directions
+
+
+def _gain(norm: nn.Module, like: Tensor, *, centring: bool) -> Tensor:
+    """The norm's weight (d_model,), up to a factor that no moment depends on; found by a probe.
+
+    Signs that alternate: no entry of it is 0, its mean taken out or not. The norm of zeros is the bias.
+    """
+    probe = torch.ones_like(like)
     probe[::2] = -1
     with torch.no_grad():
         seen, bias = (norm(each[None, None])[0, 0] for each in (probe, torch.zeros_like(probe)))
-    return (seen - bias) * probe
+    return (seen - bias) / _read(probe, centring=centring)
