@@ -78,7 +78,7 @@ class LayerHorizon(Measurement):
     """
 
     name: ClassVar[str] = "layer_horizon"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: tuple[Tokens, ...]
     horizons: tuple[int, ...] = ()
     value: Instead = "mean"
@@ -265,6 +265,7 @@ class LayerHorizon(Measurement):
             "longest": self._window(model).longest,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
+            "baseline_inputs": min(self.baseline_inputs, len(self.inputs)),
             **{name: str(getattr(self, name)) for name in told},
             "only_layer": -1 if self.layer is None else self.layer,
         }

@@ -65,7 +65,7 @@ class LayerPaths(Measurement):
     """
 
     name: ClassVar[str] = "layer_paths"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: tuple[Tokens, ...]
     tolerances: tuple[float, ...] = (1.0, 0.3, 0.1)
     keep_first: bool = True
@@ -134,6 +134,7 @@ class LayerPaths(Measurement):
                 f"gradient_share{part}": (("length",), values, {"allow_nan": True} if part and one else {})
                 for part, values in zip(PARTS, shares, strict=True)
             },
+            "gradient_share_by_input": (("input", "length"), samples),
             "projected_share": (("length",), gradient[:, 1].mean(0)),
             **_ratio_variables("cancellation", gradient[:, 2, 0]),
             "path_share": (("length",), stats.binom.pmf(np.arange(layers + 1), layers, 0.5)),
@@ -155,6 +156,7 @@ class LayerPaths(Measurement):
             "n_layers": layers,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
+            "baseline_inputs": min(self.baseline_inputs, len(self.inputs)),
             "keep_first": str(self.keep_first),
         }
         return xr.Dataset(variables, coordinates, attributes)

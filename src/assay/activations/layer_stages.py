@@ -143,6 +143,7 @@ class LayerStages(Measurement):
             "model": model.source,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
+            "baseline_inputs": min(self.baseline_inputs, len(self.inputs)),
             "kurtosis": KURTOSIS,
         }
         return xr.Dataset(

@@ -64,7 +64,7 @@ class LayerSurgery(Measurement):
     """
 
     name: ClassVar[str] = "layer_surgery"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: tuple[Tokens, ...]
     operations: tuple[Operation, ...] = ("delete", "swap")
     layers: tuple[int, ...] = ()
@@ -152,6 +152,7 @@ class LayerSurgery(Measurement):
             "n_layers": model.n_layers,
             "inputs": len(self.inputs),
             "tokens": len(self.inputs[0]),
+            "baseline_inputs": min(self.baseline_inputs, len(self.inputs)),
             "together": "averaged" if self.average else "added",
         }
         return xr.Dataset(variables, coordinates, attributes)

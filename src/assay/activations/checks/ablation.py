@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import EXACT, few_inputs, unchanged
+from assay.activations.checks.data_set import EXACT, few_inputs, unchanged, where_tried
 from assay.activations.engine import engine_check
 from assay.estimates.checks import Check, graded
 
@@ -33,8 +33,8 @@ def _own(dataset: xr.Dataset) -> Check:
 
 def _baseline(dataset: xr.Dataset) -> Check:
     """Compared where random directions were tried: KL rises by what is replaced, and falls by what is frozen."""
-    kl, tried = dataset.sel(metric="kl_from_clean"), slice(dataset.attrs["baseline_inputs"])
-    effect, random = kl["effect_by_input"].isel(input=tried).mean("input"), kl["baseline_effect"]
+    kl = dataset.sel(metric="kl_from_clean")
+    effect, random = where_tried(kl), kl["baseline_effect"]
     if dataset.attrs["value"] == "freeze":  # a random step mostly does harm: taking nothing back is no less
         weak, done = effect >= np.minimum(random, 0), ", or none, takes as much of the noise back"
     else:

@@ -28,6 +28,19 @@ def unchanged(code: str, title: str, error: float, message: str, *, within: floa
     return graded(code, title, error, (within, within), message, remedy)
 
 
+def where_tried(dataset: xr.Dataset, name: str = "effect_by_input") -> xr.DataArray:
+    """The mean of what was measured, over the inputs on which the baseline was tried: like beside like.
+
+    Args:
+        dataset: with the attribute ``baseline_inputs``, and a variable over ``input``.
+        name: of the variable.
+
+    Returns:
+        The variable without ``input``.
+    """
+    return dataset[name].isel(input=slice(dataset.attrs["baseline_inputs"])).mean("input")
+
+
 def few_inputs(code: str, dataset: xr.Dataset) -> Check:
     """Whether there are inputs enough for a bootstrap over them.
 

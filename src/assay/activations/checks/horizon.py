@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import INVARIANT, few_inputs, unchanged
+from assay.activations.checks.data_set import INVARIANT, few_inputs, unchanged, where_tried
 from assay.estimates.checks import Check, graded
 
 UNCLEAR = 0.5
@@ -32,9 +32,8 @@ def _unedited(dataset: xr.Dataset) -> Check:
 
 def _baseline(dataset: xr.Dataset) -> Check:
     kl = dataset.sel(metric="kl_from_clean")
-    forgets = kl["baseline_effect"].values > INVARIANT
-    worse = kl["effect"].values[forgets] >= kl["baseline_effect"].values[forgets]
-    share = float(np.mean(worse)) if worse.size else 0.0
+    kl = kl.isel(horizon=(kl["baseline_effect"] > INVARIANT).values)
+    share = float((where_tried(kl) >= kl["baseline_effect"]).mean()) if kl.sizes["horizon"] else 0.0
     message = f"At {share:.0%} of the horizons forgetting as many sources of any distance does no more (KL)."
     remedy = "What is read does not depend on how far back it was written; do not speak of a horizon."
     return graded("H302", "distance does not matter", share, (UNCLEAR, np.inf), message, remedy)

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import few_inputs, unchanged
+from assay.activations.checks.data_set import few_inputs, unchanged, where_tried
 from assay.estimates.checks import Check, graded
 
 ALIKE = 0.1
@@ -39,7 +39,7 @@ def _bound(dataset: xr.Dataset) -> Check:
 
 
 def _twin(dataset: xr.Dataset) -> Check:
-    difference = dataset["gradient_share"] - dataset["baseline_gradient_share"]
+    difference = where_tried(dataset, "gradient_share_by_input") - dataset["baseline_gradient_share"]
     distance = float(np.abs(difference).sum() / 2)
     message = (
         f"The gradient's shares by length differ from those of an untrained twin by {distance:.2f} in all."

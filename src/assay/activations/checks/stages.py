@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import INVARIANT, few_inputs, unchanged
+from assay.activations.checks.data_set import INVARIANT, few_inputs, unchanged, where_tried
 from assay.estimates.checks import Check, graded
 
 AS_MANY = 0.5
@@ -38,10 +38,9 @@ def _last(dataset: xr.Dataset) -> Check:
 
 def _twin(dataset: xr.Dataset) -> Check:
     kl = dataset.sel(curve="kl_to_final")
-    courses = [
-        kl[name].values / max(float(kl[name].values[0]), INVARIANT) for name in ("stage", "baseline_stage")
-    ]
-    distance = float(np.abs(courses[0] - courses[1]).max())
+    courses = (where_tried(kl, "stage_by_input").values, kl["baseline_stage"].values)
+    own, twin = (course / max(float(course[0]), INVARIANT) for course in courses)
+    distance = float(np.abs(own - twin).max())
     message = (
         f"KL from the final prediction, relative to layer 0, is up to {distance:.2f} away from a twin's."
     )

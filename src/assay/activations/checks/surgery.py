@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from assay.activations.checks.data_set import EXACT, few_inputs, unchanged
+from assay.activations.checks.data_set import EXACT, few_inputs, unchanged, where_tried
 from assay.estimates.checks import Check, graded
 
 UNCLEAR = 0.5
@@ -32,7 +32,7 @@ def _unedited(dataset: xr.Dataset) -> Check:
 
 def _baseline(dataset: xr.Dataset) -> Check:
     kl = dataset.sel(metric="kl_from_clean")
-    share = float(np.mean(kl["effect"].values <= kl["baseline_effect"].values))
+    share = float((where_tried(kl) <= kl["baseline_effect"]).mean())
     message = f"For {share:.0%} of the surgeries a random change of the stream by as much does as much (KL)."
     remedy = "Compare each surgery with `baseline_effect`: what is lost may be due to the size of the change alone."
     return graded(
