@@ -15,7 +15,7 @@ from transformers import (
 import assay
 from assay.errors import BadInput
 from assay.landscape.losses import squared_error
-from assay.landscape.masks import flat_mask, head_mask, mlp_mask, named_mask
+from assay.landscape.masks import flat_mask, flattened, head_mask, mask_of, mlp_mask, named_mask
 from assay.landscape.target import target
 from assay.models.model import Model
 
@@ -156,3 +156,19 @@ def test_one_vector_is_a_mask_of_all_that_requires_grad() -> None:
     for wrong in (vector[:9], vector.float()):
         with pytest.raises(BadInput, match=r"expected bool of \(10,\), an entry for each parameter"):
             target(net, squared_error, (torch.ones(5, 2), torch.ones(5, 1)), mask=wrong)
+
+
+@pytest.mark.parametrize("mask", [["0.weight"], True, {"0.weight"}])
+def test_what_is_no_mask_is_refused(mask: object) -> None:
+    with pytest.raises(
+        BadInput, match=f"the mask is a {type(mask).__name__}: expected a mapping from parameter names"
+    ):
+        mask_of(nn.Sequential(nn.Linear(2, 3)), mask)
+
+
+@pytest.mark.parametrize("part", [True, [True, False, True]])
+def test_the_mask_of_a_parameter_is_a_tensor(part: object) -> None:
+    with pytest.raises(
+        BadInput, match=rf"mask of bias is {type(part).__name__}: expected a tensor of bool of \(3,\)"
+    ):
+        flattened({"bias": part}, {"bias": torch.zeros(3)})

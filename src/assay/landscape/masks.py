@@ -7,6 +7,7 @@ arXiv 2410.02984).
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,24 @@ def mlp_mask(model: Model, layer: int) -> Mask:
     return {names[part]: torch.ones_like(part, dtype=torch.bool) for part in block.mlp.parameters()}
 
 
+def mask_of(module: nn.Module | Model, mask: object) -> Mapping[str, Tensor] | None:
+    """Give the mask that is meant: a mapping, one vector (`flat_mask`) or words (`named_mask`); None for none.
+
+    Raises:
+        BadInput: something else, or one that does not fit.
+    """
+    if isinstance(mask, str):
+        return named_mask(module, mask)
+    if isinstance(mask, Tensor):
+        return flat_mask(module, mask)
+    if mask is not None and not isinstance(mask, Mapping):
+        raise BadInput(
+            f"the mask is a {type(mask).__name__}: expected a mapping from parameter names to bool tensors, one bool "
+            "tensor over all parameters, or words such as 'layers.0.*'."
+        )
+    return cast("Mapping[str, Tensor] | None", mask)
+
+
 def named_mask(module: nn.Module | Model, words: str) -> Mask:
     """Give the mask of a component or of parameters by name.
 
@@ -132,19 +151,24 @@ def flat_mask(module: nn.Module | Model, mask: Tensor) -> Mask:
     return {name: part.view_as(value) for (name, value), part in parts if bool(part.any())}
 
 
-def flattened(mask: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+def flattened(mask: Mapping[str, object], parameters: Mapping[str, Tensor]) -> Tensor:
     """Give the vector over the parameters that a mask names, (d,) bool, in their order.
 
     Raises:
         BadInput: a mask of another shape or dtype than its parameter's, or one that lets nothing move.
     """
+    parts: list[Tensor] = []
     for name, value in parameters.items():
         part, shape = mask[name], tuple(value.shape)
-        if tuple(part.shape) != shape or part.dtype != torch.bool:
-            raise BadInput(
-                f"the mask of {name} is {part.dtype} of shape {tuple(part.shape)}: expected bool of {shape}."
+        if not isinstance(part, Tensor) or tuple(part.shape) != shape or part.dtype != torch.bool:
+            found = (
+                f"{part.dtype} of shape {tuple(part.shape)}"
+                if isinstance(part, Tensor)
+                else type(part).__name__
             )
-    flat = torch.cat([mask[name].flatten().to(value.device) for name, value in parameters.items()])
+            raise BadInput(f"the mask of {name} is {found}: expected a tensor of bool of {shape}.")
+        parts.append(part.flatten().to(value.device))
+    flat = torch.cat(parts)
     if not bool(flat.any()):
         raise BadInput("the mask lets no parameter move: set it true where weights are to be sampled.")
     return flat

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from assay.errors import BadInput
 from assay.landscape.examples import Data, tensors_of
 from assay.landscape.losses import AnchorLoss, Loss, OutputLoss, Recomputed, find_loss, next_token, outputs_of
-from assay.landscape.masks import described, flat_mask, flattened, named_mask
+from assay.landscape.masks import described, flattened, mask_of
 from assay.landscape.modes import eval_mode, own_mode
-from assay.landscape.tokens import token_rows
+from assay.landscape.tokens import require_known, token_rows
 from assay.models.entries import Entries, first_read
 from assay.models.identity import architecture
 from assay.models.model import Model
@@ -163,7 +163,8 @@ class Target:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad(), self.standing().evaluating():
             for number, batch in enumerate(self.blocks()):
-                losses = self.loss(self.module, batch)
+                with explained(batch):
+                    losses = self.loss(self.module, batch)
                 self.require_finite(losses, number * rows_at_once(self.data[0]))
                 total += losses.mean() * (len(batch[0]) / self.seen)
         return total
@@ -252,9 +253,9 @@ def target(
         module: any network, or a model as `assay.load` gives it; its present weights are the anchor.
         loss: ``loss(module, batch)`` with one value for each example, (example,) or (example, token), or the name
             of one of `assay.landscape.losses`. A language model needs none: the next token's is taken.
-        data: a tensor, a tuple of tensors of one length, a ``Dataset`` or a ``DataLoader`` (whose dataset is
-            taken; batches are drawn anew). For a loaded language model also a file of text or of tokens
-            (:func:`assay.landscape.tokens.token_rows`).
+        data: a tensor, a tuple of tensors of one length, a ``Dataset`` or a ``DataLoader`` (the examples of its
+            sampler, as its ``collate_fn`` gives them; batches are drawn anew). For a loaded language model also a
+            file of text or of tokens (:func:`assay.landscape.tokens.token_rows`).
         mask: parameter name -> bool tensor of its shape, true where it moves; parameters not named stay. Or one
             bool vector over all of them (:func:`assay.landscape.masks.flat_mask`), or words
             (:func:`assay.landscape.masks.named_mask`): ``"head.3.5"`` or ``"mlp.3"`` of a loaded language model,
@@ -263,24 +264,26 @@ def target(
 
     Raises:
         BadInput: no parameter requires grad, data on another device or of unequal lengths, a mask that does
-            not fit, weights that are not finite or in half precision, or a loss that is not one finite value for each
-            example, or cannot be taken of the data.
+            not fit, token ids outside the vocabulary, weights that are not finite or in half precision, or a loss that
+            is not one finite value for each example, or cannot be taken of the data.
     """
     model = module if isinstance(module, Model) else None
-    bare = model.module if model else module
-    assert isinstance(bare, nn.Module)
+    bare: object = model.module if model else module
+    if not isinstance(bare, nn.Module):
+        raise BadInput(
+            f"the module is a {type(bare).__name__}: expected an nn.Module, or what `assay.load` gives."
+        )
     source = source or (model.source if model else type(bare).__name__)
     if loss is None and (model is None or model.anatomy is None):
         raise BadInput(
             f"no loss was given, and {source} is no loaded language model: pass one, such as squared_error."
         )
-    if isinstance(mask, str):
-        mask = named_mask(module, mask)
-    elif isinstance(mask, Tensor):
-        mask = flat_mask(module, mask)
+    mask = mask_of(module, mask)
     if isinstance(data, str | Path):
         data = token_rows(_loaded(model, f"data={str(data)!r}"), data)
     tensors = tensors_of(data)
+    if model and _are_ids(tensors[0]):
+        require_known(model, tensors[0])
     loss = next_token if loss is None else find_loss(loss)
     made = Target(bare, loss, tensors, None, source, None if mask is None else frozenset(mask), model=model)
     _require(made, mask or {})
@@ -349,17 +352,8 @@ def _are_ids(inputs: Tensor) -> bool:
 def _try(made: Target) -> None:
     """Refuse a loss that is not one finite value for each example."""
     few = tuple(part[:2] for part in made.data)
-    try:
-        with torch.no_grad(), made.evaluating():
-            values: Any = made.loss(made.module, few)
-    except BadInput:
-        raise
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in few)
-        raise BadInput(
-            f"the loss of {len(few[0])} examples cannot be taken: {error}. It was called as loss(module, batch), where "
-            f"batch is a tuple of {len(few)}: {shapes}. Do the data have all that it reads, in the shapes it expects?"
-        ) from error
+    with torch.no_grad(), made.evaluating(), explained(few):
+        values: Any = made.loss(made.module, few)
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != len(few[0]):
         raise BadInput(
@@ -369,6 +363,30 @@ def _try(made: Target) -> None:
     if values.dtype not in PRECISE:
         raise BadInput(f"the loss is in {values.dtype}: {_TOO_COARSE}")
     made.require_finite(values, 0)
+
+
+@contextmanager
+def explained(batch: tuple[Tensor, ...]) -> Generator[None]:
+    """Say of a loss that cannot be taken what it was called with.
+
+    Args:
+        batch: the examples it is taken of.
+
+    Raises:
+        BadInput: what the loss raised, and the shapes it was given.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
+        raise BadInput(
+            f"the loss of {len(batch[0])} examples cannot be taken: {error}. It was called as loss(module, batch), "
+            f"where batch is a tuple of {len(batch)}: {shapes}. Do the data have all that it reads, in the shapes and "
+            "the range it expects? A loss of outputs and targets, as torch has them, is made one by "
+            "`assay.landscape.losses.OutputLoss`."
+        ) from error
 
 
 def digest(parts: Iterable[tuple[str, Tensor]]) -> str:

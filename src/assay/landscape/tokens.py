@@ -51,12 +51,26 @@ def token_rows(model: Model, path: str | Path, *, context: int | None = None) ->
                 "a shorter context."
             )
         rows = flat[: len(flat) // context * context].view(-1, context)
+    require_known(model, rows, f" in {str(path)!r}")
+    return rows.to(model.device)
+
+
+def require_known(model: Model, rows: Tensor, where: str = "") -> None:
+    """Refuse token ids outside a model's vocabulary.
+
+    Args:
+        model: a language model; of another kind nothing is known.
+        rows: ids (row, token).
+        where: that they come from, for the message.
+
+    Raises:
+        BadInput: with the range of the ids.
+    """
     if model.anatomy is not None and not 0 <= int(rows.min()) <= int(rows.max()) < model.anatomy.vocabulary:
         raise BadInput(
-            f"token ids in {str(path)!r} run from {int(rows.min())} to {int(rows.max())}, the vocabulary from 0 to "
+            f"token ids{where} run from {int(rows.min())} to {int(rows.max())}, the vocabulary from 0 to "
             f"{model.anatomy.vocabulary - 1}: were they made with another tokenizer?"
         )
-    return rows.to(model.device)
 
 
 def _written(model: Model, path: Path) -> Tensor:
