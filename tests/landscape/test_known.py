@@ -1,7 +1,11 @@
+import inspect
 import itertools
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +21,10 @@ def test_aoyagi_is_reduced_rank_regression_for_two_layers() -> None:
     assert len(cases) == 1127
     different = [case for case in cases if known.deep_linear(case[:3], case[3]) != known.reduced_rank(*case)]
     assert different == []
+
+
+unchecked = inspect.unwrap
+"""Without the tests' own check of types, which a user does not have."""
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=7), st.integers(0, 5))
@@ -103,6 +111,30 @@ def test_normal_crossings_agree_with_integration(powers, prior_powers, truth: Tr
     assert tempered_excess(powers, prior_powers, 1e20) == pytest.approx(truth.at(1e20), abs=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("powers", "prior_powers", "truth"),
+    [
+        ([1.1, 1.0], [0.1, 0], Truth(1.0, 2)),
+        ([3, 1], [0, -2 / 3], Truth(1 / 3, 2)),
+        (torch.tensor([1.1, 1.0]), torch.tensor([0.1, 0.0]), Truth(1.0, 2)),
+        (np.array([2, 4]), None, Truth(0.25)),
+        ([Fraction(1, 3), 1 / 3], None, Truth(3.0, 2)),
+    ],
+)
+def test_decimal_fractions_tie_as_they_are_written(powers, prior_powers, truth: Truth) -> None:
+    assert known.normal_crossing(powers, prior_powers) == truth
+
+
+def test_numbers_of_other_libraries_are_taken_for_what_they_say() -> None:
+    narrow = np.array([300] * 4, np.int16)
+    assert known.deep_linear(narrow, np.int16(100)) == known.deep_linear([300] * 4, 100)
+    assert known.deep_linear(torch.tensor([18] * 4), 9) == known.deep_linear([18] * 4, 9)
+    wide = np.int16(300)
+    assert known.reduced_rank(wide, wide, wide, wide) == known.reduced_rank(300, 300, 300, 300)
+    assert known.deep_linear_local(narrow[:3], (wide, wide), 300) == known.deep_linear([300] * 3, 300)
+    assert known.separable(np.array([2, 4])) == known.separable(torch.tensor([2, 4])) == Truth(0.75)
+
+
 def test_blocks_add_and_multiply() -> None:
     assert known.disjoint_sum(Truth(0.5, 2), Truth(1.5, 3), Truth(0.25)) == Truth(2.25, 4)
     assert known.disjoint_product(Truth(0.5, 2), Truth(0.5, 3), Truth(0.75, 7)) == Truth(0.5, 5)
@@ -127,9 +159,24 @@ def test_a_finite_temperature_costs_the_multiplicity() -> None:
     ("call", "message"),
     [
         (lambda: Truth(1.0).at(1.0), "above 1"),
+        (lambda: Truth(0.5, 0), "multiplicity is 0"),
+        (lambda: Truth(math.nan), "learning coefficient is nan"),
+        (lambda: unchecked(known.quadratic)(2.5), "rank is 2.5"),
+        (lambda: known.separable([2, math.inf]), "above 0"),
+        (lambda: unchecked(known.separable)([2, "two"]), "above 0"),
+        (lambda: known.normal_crossing([2, math.nan]), "above 0"),
+        (lambda: known.normal_crossing([2], [math.inf]), "above -1"),
+        (lambda: unchecked(known.disjoint_sum)([Truth(1.0), Truth(2.0)]), "one by one"),
+        (lambda: unchecked(known.disjoint_product)(0.5), "one by one"),
+        (lambda: unchecked(known.deep_linear)([4.0, 4.0], 2), "widths are 4.0"),
+        (lambda: unchecked(known.deep_linear)([4, 4], 1.5), "rank is 1.5"),
+        (lambda: unchecked(known.deep_linear_local)([4, 4, 4], (1, 1.5), 1), "ranks are 1, 1.5"),
+        (lambda: known.deep_linear_local([4, 4, 4], (1,), 1), "two ranks"),
+        (lambda: unchecked(known.reduced_rank)(4, 4, 4, 1.5), "sizes are 4, 4, 4, 1.5"),
+        (lambda: unchecked(known.tanh_network)(2.0), "hidden is 2.0"),
         (lambda: known.quadratic(-1), "not negative"),
-        (lambda: known.separable([]), "positive"),
-        (lambda: known.separable([2, 0]), "positive"),
+        (lambda: known.separable([]), "above 0"),
+        (lambda: known.separable([2, 0]), "above 0"),
         (lambda: known.normal_crossing([2, 2], [0]), "one for each variable"),
         (lambda: known.normal_crossing([2], [-1]), "above -1"),
         (known.disjoint_sum, "a truth or more"),
