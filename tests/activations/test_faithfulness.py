@@ -94,16 +94,16 @@ def test_the_written_circuit_is_faithful_and_every_part_of_it_needed(
     material: tuple[zoo.Pairs, Model],
 ) -> None:
     whole = run(material, parts=zoo.EDGES)
-    assert float(whole.dataset["faithfulness"][0]) == pytest.approx(1, abs=1e-4)
+    assert whole.dataset["ranking"].values.tolist() == ["given"]
+    assert whole.dataset["faithfulness"].item() == pytest.approx(1, abs=1e-4)
     assert float(whole.dataset["baseline_faithfulness"][0]) == pytest.approx(0, abs=0.01)
     for left in zoo.EDGES:
         broken = run(material, parts=[edge for edge in zoo.EDGES if edge != left]).dataset
-        assert float(broken["faithfulness"][0]) == pytest.approx(0, abs=1e-4)
-    nodes = run(material, level="nodes", parts=("embed", *zoo.CIRCUIT)).dataset
-    assert float(nodes["faithfulness"][0]) == pytest.approx(1, abs=1e-4)
-    assert float(run(material, level="nodes", parts=zoo.CIRCUIT).dataset["faithfulness"][0]) == pytest.approx(
-        0, abs=1e-4
-    )
+        assert broken["faithfulness"].item() == pytest.approx(0, abs=1e-4)
+    for parts, expected in ((("embed", *zoo.CIRCUIT), 1), (zoo.CIRCUIT, 0)):
+        nodes = run(material, level="nodes", parts=parts).dataset
+        assert nodes["faithfulness"].item() == pytest.approx(expected, abs=1e-4)
+    assert float(run(material, parts=zoo.EDGES[0]).dataset["count"][0]) == 1  # one word is one part
 
 
 @pytest.mark.parametrize("level", ["edges", "nodes"])
@@ -111,23 +111,87 @@ def test_a_ranking_finds_it_with_as_many_parts(material: tuple[zoo.Pairs, Model]
     total = {"edges": 75, "nodes": 9}[level]
     result = run(material, level=level, sizes=tuple(k / total for k in range(1, 6)) + (1.0,), ranked_on=2)
     assert result.dataset["count"].values.tolist() == [1, 2, 3, 4, 5, total]
-    np.testing.assert_allclose(result.dataset["faithfulness"], [0, 0, 1, 1, 1, 1], rtol=0, atol=1e-3)
+    assert result.dataset["ranking"].values.tolist() == ["signed", "absolute"]
+    np.testing.assert_allclose(result.dataset["faithfulness"], [[0, 0, 1, 1, 1, 1]] * 2, rtol=0, atol=1e-3)
     assert result.dataset.attrs["pairs"] == 4
     verdicts = {check.code: check.verdict for check in result.checks}
     assert verdicts == dict.fromkeys(verdicts, "pass")
 
 
-def test_areas_and_intervals(material: tuple[zoo.Pairs, Model]) -> None:
+def mib_areas(model: Model, given: dict[str, Any], level: str) -> tuple[float, float, list[int]]:
+    """CPR and CMD written out as in MIB: all ten shares on the axis, int(share * n) parts, one ranking for each."""
+    edges = assay.attribution_patch(
+        model, *PAIRS, **given, method="eap", direction="noise", exact=0, baseline=False
+    ).dataset
+    graph = graph_of(model)
+    total = float(edges["metric_source"] - edges["metric_base"])
+    scores = np.nan_to_num(edges["score"].values)
+    scores = scores if level == "edges" else scores.sum(1)
+    parts = graph.allowed.nonzero().tolist() if level == "edges" else np.arange(len(scores))[:, None].tolist()
+    counts = [int(share * len(parts)) for share in SIZES]
+    each = [graph.allowed, ~graph.allowed & False]
+    for ranked in (scores * np.sign(total), np.abs(scores)):
+        order = sorted(parts, key=lambda part: -ranked[tuple(part)])
+        for count in counts:
+            kept = torch.zeros_like(graph.allowed)
+            for part in order[:count]:
+                kept[tuple(part)] = True
+            each.append(kept)
+    values = []
+    for clean, corrupted, answer, foil in zip(*PAIRS, given["answer"], given["foil"], strict=True):
+        sites = list(dict.fromkeys([*graph.written_sites, *graph.read_sites]))
+        other = assay.capture(model, corrupted, sites)
+        logits = run_circuits(graph, torch.tensor([clean]), other, torch.stack(each))
+        values.append((logits[:, answer] - logits[:, foil]).double().numpy())
+    full, empty, *circuit = np.mean(values, 0)
+    f = [(value - empty) / (full - empty) for value in circuit]
+    areas = f[: len(SIZES)], f[len(SIZES) :]
+    steps = range(len(SIZES) - 1)
+    widths = [SIZES[i + 1] - SIZES[i] for i in steps]
+    cpr = sum(widths[i] * (areas[0][i] + areas[0][i + 1]) / 2 for i in steps)
+    cmd = sum(widths[i] * (abs(1 - areas[1][i]) + abs(1 - areas[1][i + 1])) / 2 for i in steps)
+    return cpr, cmd, counts
+
+
+PAIRS = ([list(CLEAN), [4, 17, 30, 9, 11, 2, 3]], [list(CORRUPTED), [4, 17, 31, 9, 5, 2, 3]])
+
+
+@pytest.mark.parametrize("level", ["edges", "nodes"])
+def test_areas_are_those_of_the_benchmark(model: Model, level: Any) -> None:
+    given: dict[str, Any] = {"answer": [7, 9], "foil": [12, 13]}
+    cpr, cmd, counts = mib_areas(model, given, level)
+    dataset = assay.faithfulness(
+        model, *PAIRS, **given, level=level, method="eap", random_sets=2, resamples=20
+    ).dataset
+    assert dataset["size"].values.tolist() == list(SIZES) and dataset["count"].values.tolist() == counts
+    assert float(dataset["cpr"]) == pytest.approx(cpr, abs=1e-4)
+    assert float(dataset["cmd"]) == pytest.approx(cmd, abs=1e-4)
+    signed, absolute = dataset["faithfulness"].values
+    assert np.abs(signed - absolute).max() > 0.05
+    assert abs(np.trapezoid(absolute, SIZES) - cpr) > 0.02  # the other ranking has another area
+    assert signed[-1] == absolute[-1] == 1.0
+    if level == "nodes":  # 22 of them: the smallest shares are none, the empty circuit
+        assert counts[:5] == [0] * 5 and (absolute[:5] == 0).all()
+
+
+def test_shares_are_whole_parts_to_rounding(material: tuple[zoo.Pairs, Model]) -> None:
+    """29 hundredths of 100 is 28.999999999999996 in floating point."""
+    sizes = tuple(count / 75 for count in (7, 14, 23, 28, 56))
+    dataset = run(material, sizes=sizes, method="eap", random_sets=0, resamples=2).dataset
+    assert dataset["count"].values.tolist() == [7, 14, 23, 28, 56]
+
+
+def test_magnitudes_have_one_ranking(material: tuple[zoo.Pairs, Model]) -> None:
+    dataset = run(material, method="eap_star", sizes=(0.1, 1.0), resamples=2).dataset
+    assert dataset["ranking"].values.tolist() == ["absolute"]
+    f = dataset["faithfulness"].values[0]
+    assert float(dataset["cpr"]) == pytest.approx(0.9 * (f[0] + 1) / 2)
+    assert float(dataset["cmd"]) == pytest.approx(0.9 * (1 - f[0]) / 2)
+
+
+def test_intervals(material: tuple[zoo.Pairs, Model]) -> None:
     dataset = run(material, sizes=(0.02, 0.04, 0.2, 1.0), metric="log_probability").dataset
-    f, x = dataset["faithfulness"].values, dataset["size"].values
-    assert float(dataset["cpr"]) == pytest.approx(
-        sum((x[i + 1] - x[i]) * (f[i + 1] + f[i]) / 2 for i in range(3))
-    )
-    short = np.abs(1 - f)
-    assert float(dataset["cmd"]) == pytest.approx(
-        sum((x[i + 1] - x[i]) * (short[i + 1] + short[i]) / 2 for i in range(3))
-    )
-    for name in ("cpr", "cmd", "baseline_cpr", "baseline_faithfulness", "faithfulness"):
+    for name in ("cpr", "cmd", "baseline_cpr", "baseline_faithfulness", "faithfulness", "total_effect"):
         assert (dataset[f"{name}_low"] <= dataset[name] + 1e-9).all()
         assert (dataset[name] <= dataset[f"{name}_high"] + 1e-9).all()
     assert float(dataset["cpr"]) > float(dataset["baseline_cpr_high"])
@@ -181,8 +245,9 @@ def test_random_sets_are_less_faithful_than_the_circuit_and_as_faithful_as_idle_
 )
 def test_a_lead_has_to_be_told_from_none(lead: float, low: float, verdict: str) -> None:
     variables = {"metric_full": 2.0, "metric_empty": 0.0, "graph_error": 0.0, "lead": lead, "lead_low": low,
-                 "lead_high": 2 * lead - low}  # fmt: skip
-    dataset = xr.Dataset(variables, attrs={"random_sets": 3})
+                 "lead_high": 2 * lead - low, "total_effect": 2.0, "total_effect_low": 1.0,
+                 "total_effect_high": 3.0}  # fmt: skip
+    dataset = xr.Dataset(variables, attrs={"random_sets": 3, "metric": "probability"})
     assert [check.verdict for check in faithfulness_checks(dataset) if check.code == "P503"] == [verdict]
 
 
@@ -191,9 +256,9 @@ def test_a_circuit_that_overshoots_is_not_more_faithful() -> None:
     overshot = np.array(
         [[2.0, 0.0, 5.0, 0.0], [2.0, 0.0, 5.0, 0.1]]
     )  # pair: all, none, circuit, a random set
-    found = described(overshot, np.array([0.1]), np.random.default_rng(0), resamples=50)
+    found = described(overshot, 1, np.array([0.1]), np.random.default_rng(0), resamples=50)
     dataset = xr.Dataset(found)
-    assert float(dataset["faithfulness"][0]) == 2.5
+    assert dataset["faithfulness"].item() == 2.5
     assert float(dataset["lead"]) == pytest.approx(0.975 - 1.5) and float(dataset["lead_high"]) < 0
 
 
@@ -206,7 +271,8 @@ def test_one_pair_has_no_interval_and_kl_is_ranked_from_the_corrupted_run(
     ).dataset
     assert dataset.attrs["metric"] == "kl_from_clean"
     assert np.isnan(dataset["cpr_low"])
-    assert float(dataset["faithfulness"][-1]) == pytest.approx(1)
+    assert dataset["faithfulness"].values[:, -1] == pytest.approx(1)
+    assert np.isnan(dataset["total_effect_low"])
     assert "baseline_faithfulness" not in dataset
     assert len(SIZES) == 10
 
@@ -217,12 +283,40 @@ def test_equal_prompts_are_told(material: tuple[zoo.Pairs, Model]) -> None:
     assert {check.code: check.verdict for check in result.checks}["P501"] == "fail"
 
 
+def test_prompts_differ_where_the_interval_says_so(model: Model) -> None:
+    """The same pairs are judged alike here and by the scores of edges, large differences and small ones."""
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randint(3, 100, (4, 6), generator=generator).tolist()
+    corrupted = [[*row[:2], 5, *row[3:]] for row in clean]
+    given: dict[str, Any] = {"answer": [7, 9, 11, 30], "foil": [12, 13, 14, 15]}
+    for metric in ("probability", "logit_difference"):
+        judged = assay.faithfulness(
+            model,
+            clean,
+            corrupted,
+            **given,
+            metric=metric,
+            method="eap",
+            sizes=(1.0,),
+            random_sets=0,
+            resamples=2,
+        )
+        scored = assay.attribution_patch(
+            model, clean, corrupted, **given, metric=metric, method="eap", exact=0, baseline=False
+        )
+        (ours,) = [check for check in judged.checks if check.code == "P501"]
+        (theirs,) = [check for check in scored.checks if check.code == "P301"]
+        assert ours.verdict == theirs.verdict == "warn"
+        assert abs(ours.figure or 0) == pytest.approx(abs(theirs.figure or 0), abs=NATS)
+
+
 def test_settings_make_the_same_measurement_again(material: tuple[zoo.Pairs, Model]) -> None:
     result = run(material, level="nodes", method="eap", sizes=(0.5, 1.0), ranked_on=1, random_sets=1, seed=4)
     assert isinstance(result.measurement, Faithfulness)
     assert from_settings("faithfulness", settings(result.measurement)) == result.measurement
     rows = result.chart().to_dict()["datasets"]["faithfulness"]
-    assert [row["which"] for row in rows] == ["circuit"] * 2 + ["random sets"] * 2 + ["one random set"] * 2
+    curves = ("best by score", "largest by size", "random sets", "one random set")
+    assert [row["which"] for row in rows] == [which for which in curves for _ in range(2)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from assay.activations.checks.attribution import differ_check
 from assay.estimates.checks import Check, graded
 
 GRAPH = 1e-3
@@ -17,17 +18,8 @@ def faithfulness_checks(dataset: xr.Dataset) -> list[Check]:
     Returns:
         One check each, as far as the dataset has what it needs.
     """
-    checks = [_differ(dataset), _graph(dataset)]
+    checks = [differ_check(dataset, "P501"), _graph(dataset)]
     return [*checks, _baseline(dataset)] if "lead" in dataset else checks
-
-
-def _differ(dataset: xr.Dataset) -> Check:
-    gap, title = float(dataset["metric_full"] - dataset["metric_empty"]), "the prompts do not differ"
-    message = f"The clean and the corrupted runs differ by {gap:.3g}."
-    if abs(gap) > GRAPH:
-        return Check("P501", title, "pass", gap, message)
-    remedy = "There is nothing that a circuit could be faithful to: choose prompts that differ."
-    return Check("P501", title, "fail", gap, message, remedy)
 
 
 def _graph(dataset: xr.Dataset) -> Check:

@@ -12,6 +12,8 @@ from assay.report.theme import finished
 
 _TABLE = "faithfulness"
 _ONE = "one random set"
+_CURVES = {"signed": "best by score", "absolute": "largest by size", "given": "circuit"}
+"""What the circuits of each ranking are called."""
 _WIDTH, _HEIGHT = 380, 240
 
 
@@ -32,6 +34,7 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
     """Draw the curves from the table, without a configuration."""
     level = dataset.attrs["level"]
     low, high = float(np.nanmin([0.0, *rows["faithfulness"]])), float(np.nanmax([1.0, *rows["faithfulness"]]))
+    curves = [*(_CURVES[name] for name in dataset["ranking"].values), "random sets"]
     x = alt.X(
         "percent:Q",
         scale=alt.Scale(type="log"),
@@ -42,10 +45,8 @@ def panel(dataset: xr.Dataset, rows: pd.DataFrame) -> alt.LayerChart:
     )
     table = alt.Chart(alt.NamedData(name=_TABLE))
     base = table.transform_filter(f"datum.which !== '{_ONE}'")
-    colour = alt.Color(
-        "which:N", title=None, sort=["circuit", "random sets"], legend=alt.Legend(symbolOpacity=1)
-    )
-    dash = alt.StrokeDash("which:N", sort=["circuit", "random sets"], legend=None)
+    colour = alt.Color("which:N", title=None, sort=curves, legend=alt.Legend(symbolOpacity=1))
+    dash = alt.StrokeDash("which:N", sort=curves, legend=None)
     whole = alt.Chart(alt.InlineData(values=[{"level": 0.0}, {"level": 1.0}]))
     layers: list[Any] = [
         whole.mark_rule(strokeDash=[2, 3], opacity=0.5).encode(y=alt.Y("level:Q", title="faithfulness")),
@@ -76,7 +77,8 @@ def _areas(dataset: xr.Dataset) -> str:
     if "cpr" not in dataset:
         return f"{int(dataset['count'].values[0])} given by name"
     said = ", ".join(f"{name.upper()} {_told(dataset, name)}" for name in ("cpr", "cmd"))
-    return f"ranked by {dataset.attrs['ranking']}; {said}"
+    by = ", signed for CPR and by size for CMD" if dataset.sizes["ranking"] > 1 else ""
+    return f"ranked by {dataset.attrs['ranking']}{by}; {said}"
 
 
 def _lead(dataset: xr.Dataset) -> str:
@@ -116,7 +118,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say how large a circuit does most of the work, and what random sets do."""
-    values, counts = dataset["faithfulness"].values, dataset["count"].values
+    values, counts = dataset["faithfulness"].values[-1], dataset["count"].values
     enough = np.flatnonzero(values >= 0.9)  # noqa: PLR2004 (most of it)
     level, total = dataset.attrs["level"], dataset.attrs["total"]
     place = int(enough[0]) if len(enough) else int(np.nanargmax(values)) if np.isfinite(values).any() else 0
@@ -129,22 +131,18 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
-    """Lay the curves out as one row for each size: of the circuit, of the mean of random sets, and of each of these."""
+    """Lay the curves out as one row for each size: of each ranking, of the mean of random sets, of each of these."""
     tables = []
-    for which, prefix in (("circuit", ""), ("random sets", "baseline_")):
-        if f"{prefix}faithfulness" in dataset:
-            columns: dict[str, Any] = {
-                "which": which,
-                "percent": 100 * dataset["size"].values,
-                "count": dataset["count"].values,
-                "faithfulness": dataset[f"{prefix}faithfulness"].values,
-                "low": dataset[f"{prefix}faithfulness_low"].values,
-                "high": dataset[f"{prefix}faithfulness_high"].values,
-            }
-            tables.append(pd.DataFrame(columns))
+    curves = [(_CURVES[str(name)], "", {"ranking": name}) for name in dataset["ranking"].values]
+    if "baseline_faithfulness" in dataset:
+        curves.append(("random sets", "baseline_", {}))
+    common = {"percent": 100 * dataset["size"].values, "count": dataset["count"].values}
+    for which, prefix, at in curves:
+        values = {
+            column: dataset[f"{prefix}faithfulness{part}"].sel(at).values
+            for column, part in (("faithfulness", ""), ("low", "_low"), ("high", "_high"))
+        }
+        tables.append(pd.DataFrame({"which": which, **common, **values}))
     for number, curve in enumerate(dataset.get("baseline_faithfulness_by_set", [])):
-        columns = {"which": _ONE, "set": number, "percent": 100 * dataset["size"].values}
-        tables.append(
-            pd.DataFrame({**columns, "count": dataset["count"].values, "faithfulness": curve.values})
-        )
+        tables.append(pd.DataFrame({"which": _ONE, "set": number, **common, "faithfulness": curve.values}))
     return pd.concat(tables, ignore_index=True)
