@@ -14,6 +14,7 @@ from assay.activations.layer_horizon import LayerHorizon
 from assay.errors import BadInput
 from assay.models.intervention import capture
 from assay.models.model import Model, wrap
+from assay.report.charts.layer_horizon import findings
 from assay.runs.measurement import from_settings, settings
 from families import FAMILIES
 from reference.metrics_slow import slow_metrics
@@ -153,14 +154,39 @@ def test_a_model_that_reads_one_block_back_has_that_horizon(make_tiny_llama: Any
     inputs = torch.randint(3, 300, (20, 8), generator=torch.Generator().manual_seed(0)).tolist()
     result = look(model, inputs, value="zero", keep_first=False, tolerances=(1e-3,), baseline_inputs=2)
     dataset = result.dataset
-    assert dataset["horizon"].values.tolist() == [1, 2, 3, 4]
+    assert dataset["horizon"].values.tolist() == [0, 1, 2, 3, 4]
     assert float(dataset["smallest_horizon"][0]) == 2
     assert float(dataset["smallest_horizon_low"][0]) == float(dataset["smallest_horizon_high"][0]) == 2
     codes = {check.code: check.verdict for check in result.checks}
     assert (codes["H301"], codes["H303"], codes["H304"]) == ("pass", "pass", "pass")
-    tried = look(model, inputs[:3], value="zero", keep_first=False, tolerances=(1e-3,), horizons=(1,))
-    assert float(tried.dataset["smallest_horizon"][0]) == 2  # none that was tried is enough
-    assert {check.code: check.verdict for check in tried.checks}["H303"] == "warn"
+    for horizons, smallest, verdict in (
+        ((1,), 2, "warn"),  # none that was tried is enough
+        ((3,), 3, "warn"),  # nothing below was tried
+        ((0, 1, 3), 3, "warn"),
+        ((1, 2), 2, "pass"),
+    ):
+        some = look(
+            model, inputs[:3], value="zero", keep_first=False, tolerances=(1e-3, 1e-2), horizons=horizons
+        )
+        assert some.dataset["smallest_horizon"].values.tolist() == [smallest, smallest]
+        assert {check.code: check.verdict for check in some.checks}["H303"] == verdict
+        at_most = "at most the last 3 blocks of 4"
+        assert (at_most in findings(some.dataset)[0].text) == (smallest == 3)
+
+
+def test_a_model_that_reads_nothing_its_blocks_wrote_has_horizon_zero(make_tiny_llama: Any) -> None:
+    """Reach 0 is tried, and does not tell whether distance matters."""
+    model = make_tiny_llama(num_hidden_layers=3)
+    with torch.no_grad():
+        for layer in model.module.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    result = look(model, INPUTS, value="zero", tolerances=(1e-3,), baseline_inputs=2)
+    assert float(result.dataset["smallest_horizon"][0]) == 0
+    codes = {check.code: check.verdict for check in result.checks}
+    assert (codes["H302"], codes["H303"]) == ("pass", "pass")
+    alone = look(wrap(FAMILIES["llama"].build()), horizons=(0,), baseline_inputs=2)
+    assert {check.code: check.figure for check in alone.checks}["H302"] == 0
 
 
 @pytest.mark.parametrize(("idle", "expected"), [((0, 1), "pass"), ((2, 3), "warn")])

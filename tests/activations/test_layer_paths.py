@@ -110,6 +110,18 @@ def test_blocks_that_read_the_embedding_alone_are_one_block_deep(make_tiny_llama
     )
 
 
+def test_blocks_whose_writing_is_not_needed_set_no_bound(make_tiny_llama: Any) -> None:
+    model = make_tiny_llama()
+    with torch.no_grad():
+        for layer in model.module.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    result = look(model, INPUTS, tolerances=(1e-3,), keep_first=False)
+    for name in ("smallest_horizon", "lower_bound", "depth_enough"):
+        assert result.dataset[name].values.tolist() == [0]
+    assert {check.code: check.verdict for check in result.checks}["K302"] == "pass"
+
+
 def test_a_circuit_carries_other_lengths_than_its_untrained_twin_and_random_weights_do_not(
     tiny_llama: Model,
 ) -> None:

@@ -5,8 +5,8 @@ earlier ones wrote a value without information about the input:
 
 .. math:: x_n = e + \sum_{i=n-k}^{n-1} c_i + \sum_{i<n-k} v_i
 
-The horizon is the smallest :math:`k` from which on the model stays as it is, here: from which on KL(clean || edited)
-stays within a tolerance. The definition is Alex Turner's (2024, on the effective layer horizon of transformers), the
+The horizon is the smallest :math:`k`, from 0, from which on the model stays as it is, here: from which on
+KL(clean || edited) stays within a tolerance. The definition is Alex Turner's (2024, on the effective layer horizon of transformers), the
 first experiments Joseph Miller's. What they leave open are settings: what stands in (:math:`v_i`), whether what is
 still read comes from the edited run (so that changes compound) or from the original one, whether embedding and position
 0 are kept, whether all readers forget, one block, or only the readout, whether attention and MLP count apart.
@@ -59,7 +59,7 @@ class LayerHorizon(Measurement):
 
     Attributes:
         inputs: token ids of the data set, all of one length.
-        horizons: the k that are tried, in steps of ``reach``; empty for all.
+        horizons: the k that are tried, in steps of ``reach``; empty for all, from 0 on.
         value: what stands in for what is forgotten: each source's ``mean`` over inputs and positions (position 0 left
             out where it is kept), ``zero``, or what it wrote in another input (``resample``).
         compounding: what is still read comes from the edited run; otherwise blocks read what was written originally.
@@ -255,7 +255,7 @@ class LayerHorizon(Measurement):
         )
 
     def _horizons(self, window: Window) -> list[int]:
-        return sorted(self.horizons) or list(range(1, window.longest + 1))
+        return sorted(self.horizons) or list(range(window.longest + 1))
 
     def _attributes(self, model: Model) -> dict[str, Any]:
         told = ("value", "compounding", "reach", "forget", "where", "keep_embedding", "keep_first")
@@ -321,7 +321,7 @@ def layer_horizon(  # noqa: PLR0913 (settings of a verb)
     Args:
         model: a decoder from ``load`` or ``wrap``.
         texts: the data set: texts or token ids of one length, or of any with ``length``.
-        horizons: the k that are tried, in steps of ``reach``; all by default.
+        horizons: the k that are tried, in steps of ``reach``; all by default, from 0 on.
         value: what stands in for what is forgotten: ``mean``, ``zero`` or ``resample``.
         compounding: what is still read comes from the edited run; otherwise blocks read what was written originally.
         reach: ``block``, or ``sublayer`` to count attention and MLP each.

@@ -2,7 +2,8 @@ r"""Layer paths: how many blocks a signal must pass, and how much paths of each 
 
 Two arguments about depth, side by side. If blocks read only the last :math:`k` of :math:`L` layers
 (:mod:`assay.activations.layer_horizon`), then what the first block writes reaches the readout only through others: it
-takes at least :math:`\lceil L/k \rceil` blocks in a row, the first included. And if short paths carry the gradient
+takes at least :math:`\lceil L/k \rceil` blocks in a row, the first included; none where nothing that blocks write is
+needed (:math:`k = 0`). And if short paths carry the gradient
 (Veit et al. 2016, 1605.06431), few blocks in a row should do. Measured here, exactly (:mod:`assay.models.paths`): the
 model in which at most m blocks work in a row, and the share of the loss gradient at the embedding that the paths of
 each length carry.
@@ -172,13 +173,13 @@ class LayerPaths(Measurement):
 
         def sides(rows: Any) -> dict[str, Floats]:
             reach = np.stack(
-                [smallest_horizon(horizon[rows].mean(-2), range(1, layers + 1), t) for t in self.tolerances],
-                -1,
+                [smallest_horizon(horizon[rows].mean(-2), range(layers + 1), t) for t in self.tolerances], -1
             )
             enough = np.stack(
                 [smallest_horizon(depth[rows].mean(-2), range(layers + 1), t) for t in self.tolerances], -1
             )
-            return {"smallest_horizon": reach, "lower_bound": np.ceil(layers / reach), "depth_enough": enough}
+            bound = np.ceil(np.divide(layers, reach, out=np.zeros_like(reach), where=reach > 0))
+            return {"smallest_horizon": reach, "lower_bound": bound, "depth_enough": enough}
 
         found: dict[str, Any] = {
             name: (("within",), value) for name, value in sides(np.arange(len(depth))).items()

@@ -31,7 +31,8 @@ def _unedited(dataset: xr.Dataset) -> Check:
 
 
 def _baseline(dataset: xr.Dataset) -> Check:
-    kl = dataset.sel(metric="kl_from_clean")
+    """Not asked of reach 0, at which everything is forgotten, and nothing is left to be drawn."""
+    kl = dataset.sel(metric="kl_from_clean").drop_sel(horizon=0, errors="ignore")
     kl = kl.isel(horizon=(kl["baseline_effect"] > INVARIANT).values)
     share = float((where_tried(kl) >= kl["baseline_effect"]).mean()) if kl.sizes["horizon"] else 0.0
     message = f"At {share:.0%} of the horizons forgetting as many sources of any distance does no more (KL)."
@@ -40,10 +41,15 @@ def _baseline(dataset: xr.Dataset) -> Check:
 
 
 def _tried(dataset: xr.Dataset) -> Check:
-    largest, longest = int(dataset["horizon"].max()), int(dataset.attrs["longest"])
-    beyond = int((dataset["smallest_horizon"] > largest).sum())
-    message = f"{beyond} of {dataset.sizes['within']} tolerances are not reached by a reach of {largest}."
-    if not beyond or largest == longest:
-        return Check("H303", "the horizon is farther than was tried", "pass", float(beyond), message)
-    remedy = f"Try longer ones, up to {longest}, which forgets nothing."
-    return Check("H303", "the horizon is farther than was tried", "warn", float(beyond), message, remedy)
+    """A reach is the smallest where it was tried, or forgets nothing, and the one below it, if any, was tried too."""
+    smallest, tried, longest = (
+        dataset["smallest_horizon"].values,
+        dataset["horizon"].values,
+        dataset.attrs["longest"],
+    )
+    known = np.isin(smallest - 1, [-1, *tried]) & np.isin(smallest, [*tried, longest, longest + 1])
+    unknown = int((~known).sum())
+    message = f"For {unknown} of {len(known)} tolerances the horizon lies among reaches that were not tried."
+    remedy = f"Try those next to `smallest_horizon`, up to {longest}, which forgets nothing."
+    title = "the horizon is not among what was tried"
+    return graded("H303", title, float(unknown), (0.0, np.inf), message, remedy)

@@ -155,12 +155,16 @@ def _compared(dataset: xr.Dataset) -> pd.DataFrame:
 
 def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say how far back the model reads, and what norm growth would have said."""
-    steps, largest = f"{dataset.attrs['reach']}s", int(dataset["horizon"].max())
+    steps, tried = f"{dataset.attrs['reach']}s", dataset["horizon"].values
     found = []
     for tolerance in dataset["within"].values:
         own = dataset.sel(within=tolerance)
         value, predicted = float(own["smallest_horizon"]), float(own["predicted_horizon"])
-        far = f"more than the {largest} tried" if value > largest else f"the last {value:.0f} {steps}"
+        far = f"the last {value:.0f} {steps}"
+        if value > tried.max():
+            far = f"more than the {tried.max()} tried"
+        elif value - 1 not in (-1, *tried):
+            far = f"at most {far}"
         text = f"To stay within {tolerance:g} nats a token (KL) it must read {far} of {int(dataset.attrs['longest'])}"
         if "smallest_horizon_low" in own:
             text += f" [{float(own['smallest_horizon_low']):.0f}, {float(own['smallest_horizon_high']):.0f}]"
