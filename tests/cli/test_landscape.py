@@ -40,6 +40,9 @@ def off():
 def nothing():
     return None
 
+def many(width, *rest, depth, seed=0, **more):
+    return make()
+
 number = 3
 """
 NEIGHBOUR = """
@@ -163,7 +166,7 @@ def test_a_language_model_needs_a_text_and_no_loss(assay: Assay, folder: Path, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("{toy}:made",), "no function 'made'; functions there: squares, make, off, nothing"),
+        (("{toy}:made",), "no function 'made': write FILE.py:FUNCTION. Functions there: squares, make, off"),
         (("{toy}:number",), "no function 'number'"),
         (("{toy}:nothing",), "returned NoneType: expected module, loss and data"),
         (("{folder}/none.py:make",), "there is no file"),
@@ -171,7 +174,9 @@ def test_a_language_model_needs_a_text_and_no_loss(assay: Assay, folder: Path, t
         (("{toy}:make", "--context", "8"), "returns its own data"),
         (("{toy}:make", "--loss", "kl"), "no loss is called 'kl'"),
         (("{toy}:make", "--mask", "head.0.0"), "is no parameter's name; the first are weight, bias"),
-        (("{toy}",), "needs a file of text as DATA"),
+        (("{toy}",), "named without a function of it: write FILE.py:FUNCTION. Functions there: squares, make"),
+        (("{toy}:",), "named without a function of it"),
+        (("{toy}:many",), "toy.py' needs width, depth: it is called without arguments"),
         (("{folder}",), "needs a file of text as DATA"),
         (("{folder}", "{folder}/none.txt"), "cannot be read: No such file"),
         (("{folder}", "{folder}/tokenizer_config.json", "--context", "999"), "expected 2 to 128 tokens"),

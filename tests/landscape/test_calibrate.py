@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 from assay.errors import BadInput
-from assay.landscape.calibrate import calibrate, plateau
+from assay.landscape.calibrate import _floats, calibrate, plateau  # pyright: ignore[reportPrivateUsage]
 from assay.landscape.learning_coefficient import learning_coefficient
 from assay.landscape.losses import squared_error
 from assay.landscape.target import target
@@ -146,3 +146,12 @@ def test_a_setting_out_of_range_is_refused(changes, message: str) -> None:
     _, module, data = network()
     with pytest.raises(BadInput, match=message):
         calibrate(module, squared_error, data, **changes)
+
+
+@pytest.mark.parametrize(("name", "given"), [("n_betas", 5.0), ("step_sizes", "auto"), ("n_betas", [None])])
+def test_an_axis_is_several_numbers(name: str, given: object) -> None:
+    with pytest.raises(
+        BadInput, match=rf"{name}=.*: give several numbers, such as {name}=\(0.001, 0.01\); leave it out"
+    ):
+        _floats(name, given)
+    assert _floats(name, [1, 2.5]) == (1.0, 2.5)

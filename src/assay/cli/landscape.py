@@ -78,11 +78,11 @@ class Subject(NamedTuple):
         Raises:
             BadInput: no such file, function or model, or a function that returns something else.
         """
-        place = re.fullmatch(r"(.+\.py):(\w+)", self.subject)
+        place = re.fullmatch(r"(.+\.py)(?::(.*))?", self.subject)
         if place:
             if self.data is not None or self.context is not None:
                 raise BadInput(f"{self.subject} returns its own data: leave DATA and --context out.")
-            module, loss, data = call(Path(place[1]), place[2])
+            module, loss, data = call(Path(place[1]), place[2] or "")
             return module, self.loss or loss, data
         if self.data is None:
             raise BadInput(
@@ -107,7 +107,13 @@ def call(file: Path, function: str) -> tuple[Any, Any, Any]:
     found = runpy.run_path(str(file), run_name=file.stem)
     if not callable(found.get(function)):
         known = ", ".join(name for name, value in found.items() if inspect.isfunction(value)) or "none"
-        raise BadInput(f"{str(file)!r} has no function {function!r}; functions there: {known}.")
+        problem = f"has no function {function!r}" if function else "is named without a function of it"
+        raise BadInput(f"{str(file)!r} {problem}: write FILE.py:FUNCTION. Functions there: {known}.")
+    if needed := _required(found[function]):
+        raise BadInput(
+            f"{function} in {str(file)!r} needs {', '.join(needed)}: it is called without arguments, so give each a "
+            "default, or write a function that calls it."
+        )
     returned: object = found[function]()
     if not (
         isinstance(returned, tuple | list)
@@ -118,6 +124,16 @@ def call(file: Path, function: str) -> tuple[Any, Any, Any]:
             f"{function} in {str(file)!r} returned {type(returned).__name__}: expected module, loss and data."
         )
     return returned[0], returned[1], returned[2]
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """The arguments that a function cannot do without."""
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in free
+    ]
 
 
 def rebuild(subject: Subject, source: str, *, device: str, dtype: str) -> Target:

@@ -17,7 +17,7 @@ smallest steps go least far.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack, cast
 
 import numpy as np
 import torch
@@ -32,9 +32,10 @@ from assay.landscape.chains import Chains, walk
 from assay.landscape.estimators import NUMBERS, Draws, mean
 from assay.landscape.learning_coefficient import LearningCoefficient
 from assay.landscape.learning_coefficient_checks import minimum
-from assay.landscape.learning_coefficient_settings import require, sampler_settings_of
+from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor
+from assay.landscape.samplers.settings import sampler_settings_of
 from assay.landscape.target import Data, Target, target
 from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model
@@ -297,8 +298,8 @@ def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
     measurement = Calibrate(
         data=model.data_hash(),
         loss=loss_name(loss or next_token),
-        step_sizes=_floats(step_sizes),
-        n_betas=_floats(n_betas),
+        step_sizes=_floats("step_sizes", step_sizes),
+        n_betas=_floats("n_betas", n_betas),
         localization=localization,
         chains=chains,
         draws=draws,
@@ -310,5 +311,13 @@ def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
     return perform(measurement, model, **run)
 
 
-def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
+def _floats(name: str, values: object) -> tuple[float, ...] | None:
+    """Read the values of an axis, of whatever was passed."""
+    if values is None:
+        return None
+    try:
+        return tuple(float(value) for value in cast("Sequence[float]", values))
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"{name}={values!r}: give several numbers, such as {name}=(0.001, 0.01); leave it out to have them found."
+        ) from error

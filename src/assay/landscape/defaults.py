@@ -29,7 +29,7 @@ def stepping(name: str, settings: Mapping[str, Any], parameters: int, batch: int
 
     Args:
         name: of the sampler.
-        settings: as `assay.landscape.learning_coefficient_settings.sampler_settings` gives them.
+        settings: as `assay.landscape.samplers.settings.sampler_settings_of` gives them.
         parameters: that are sampled.
         batch: examples in a batch; None for all of the data.
 

@@ -37,12 +37,13 @@ from assay.landscape.fluctuation import fluctuation
 from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
 from assay.landscape.learning_coefficient_checks import judge
-from assay.landscape.learning_coefficient_settings import Setting, require, sampler_settings_of
+from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look, steepest
 from assay.landscape.probe import Probe
 from assay.landscape.samplers import sampler_of
 from assay.landscape.samplers.sampler import Sampler
+from assay.landscape.samplers.settings import Setting, sampler_settings_of
 from assay.landscape.target import Data, Target, target
 from assay.landscape.walks import bias_of_loss
 from assay.models.model import Model

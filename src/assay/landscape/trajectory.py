@@ -32,10 +32,11 @@ from assay.landscape.chains import Chains, walk
 from assay.landscape.checkpoints import Course, Source, course
 from assay.landscape.estimators import NUMBERS, summary
 from assay.landscape.learning_coefficient import LearningCoefficient
-from assay.landscape.learning_coefficient_settings import Setting, require, sampler_settings_of
+from assay.landscape.learning_coefficient_settings import require
 from assay.landscape.losses import Loss, loss_name
 from assay.landscape.minimum import steepest
 from assay.landscape.probe import Probe
+from assay.landscape.samplers.settings import Setting, sampler_settings_of
 from assay.landscape.target import Data
 from assay.landscape.trajectory_checks import judge
 from assay.landscape.transitions import transitions
