@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from assay.zoo import digits, induction, modular_addition, toy_layernorm
+from assay.zoo.densities import Separable
 from assay.zoo.training import Training, generators, linear, train
 
 
@@ -69,6 +70,87 @@ def test_a_seed_trains_the_same_in_every_company() -> None:
     for name, value in few.weights.items():
         assert_close(many.weights[name][:, :2], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(many.weights["0.weight"][0, 0], many.weights["0.weight"][0, 1])
+
+
+class Tied(nn.Module):
+    """Two names for one matrix, a buffer that is saved and one that is not, and statistics."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        super().__init__()
+        self.first = linear(3, 3, bias=False, generator=source)
+        self.second = nn.Linear(3, 3, bias=False, device="meta")
+        self.second.weight = self.first.weight
+        self.statistics = nn.BatchNorm1d(3)
+        self.register_buffer("shift", torch.randn(3, generator=source))
+        self.register_buffer("scale", torch.rand(3, generator=source), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = self.statistics(self.first(inputs) + self.get_buffer("shift"))
+        return self.second(seen) * self.get_buffer("scale")
+
+
+def test_tied_weights_and_buffers_of_every_kind_come_back() -> None:
+    def networks() -> list[nn.Module]:
+        return [Tied(source) for source in generators(2, generator=generator())]
+
+    def batches(step: int) -> tuple[Tensor, ...]:
+        return tuple(torch.randn(2, 6, 3, generator=generator(step * 10 + part)) for part in range(2))
+
+    optimizer = partial(torch.optim.SGD, lr=0.05)
+    started, alone = networks(), networks()
+    run = train(started, loss, batches, optimizer=optimizer, steps=5, keep_every=2)
+    one_by_one(alone, batches, optimizer, 5)
+    for seed in range(2):
+        assert_close(dict(run.network(seed, 0).state_dict()), dict(started[seed].state_dict()))
+        found = run.network(seed)
+        assert found.first.weight is found.second.weight
+        assert torch.equal(found.scale, started[seed].scale)
+        assert int(found.statistics.num_batches_tracked) == 5
+        assert_close(list(found.parameters()), list(alone[seed].parameters()), rtol=1e-4, atol=1e-5)
+        assert set(run.states(seed)[5]) == set(started[seed].state_dict())
+        started[seed].load_state_dict(run.states(seed)[5])
+
+
+def test_a_density_of_the_zoo_can_be_trained() -> None:
+    density = Separable([2, 4])
+    density.weight.data = torch.tensor([1.0, 1.0])
+    run = train(
+        [density],
+        lambda module, batch: module(batch[0]),
+        lambda step: (torch.zeros(1, 1, 1),),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        steps=1,
+        keep_every=1,
+    )
+    assert_close(run.network().weight.detach(), torch.tensor([0.8, 0.6]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"networks": []}, "one for each seed"),
+        ({"keep_every": 0}, "keep_every=0"),
+        ({"steps": -1}, "steps=-1"),
+        ({"networks": [nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1))]}, "1 is a dropout"),
+        ({"loss": lambda module, batch: loss(module, batch).mean()}, "one value per example"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changed: dict, message: str) -> None:
+    given = {
+        "networks": [linear(3, 2, generator=generator())],
+        "loss": loss,
+        "batches": lambda step: (torch.zeros(1, 4, 3), torch.zeros(1, 4, 2)),
+        "optimizer": partial(torch.optim.SGD, lr=0.1),
+        "steps": 2,
+        "keep_every": 1,
+    }
+    kept = train(**given)
+    with pytest.raises(ValueError, match="step 17 was not kept"):
+        kept.network(step=17)
+    with pytest.raises(ValueError, match="no network 1: they are 0 to 0"):
+        kept.states(1)
+    with pytest.raises(ValueError, match=message):
+        train(**given | changed)
 
 
 def test_a_linear_layer_has_the_law_of_torch_s_own_without_touching_the_global_source() -> None:
