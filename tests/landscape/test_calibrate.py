@@ -32,8 +32,7 @@ def plane() -> Result:
 def test_on_the_plateau_is_what_the_exact_sampler_finds(plane: Result) -> None:
     anchor, _, data = network()
     found = plane.dataset
-    assert plane.checks[-1].code == "L211"
-    assert plane.checks[-1].verdict == "pass"
+    assert {check.code: check.verdict for check in plane.checks}["L211"] == "pass"
     assert 4 <= int(found["plateau"].sum()) < found["plateau"].size
     for n_beta in (10.0, 30.0):
         generator = torch.Generator().manual_seed(0)
@@ -41,6 +40,8 @@ def test_on_the_plateau_is_what_the_exact_sampler_finds(plane: Result) -> None:
         column = found.sel(n_beta=n_beta)
         steady = column["llc"].where(column["plateau"], drop=True)
         assert float(steady.median()) == pytest.approx(float(exact), rel=0.06)
+        assert float(column["llc_plateau"]) == float(steady.median())
+        assert float(column["llc_plateau_low"]) < float(exact) < float(column["llc_plateau_high"])
 
 
 def test_steps_far_too_large_are_off_it_and_bias_grows_with_the_step(plane: Result) -> None:
@@ -108,12 +109,39 @@ def test_what_keeps_a_setting_off_the_plateau(plane: Result) -> None:
         assert not spoilt(name, value), name
 
 
+def test_one_step_size_alone_is_no_plateau(plane: Result) -> None:
+    found = plane.dataset
+    on = found["plateau"]
+    assert bool(
+        (on <= (on.shift(step_size=1, fill_value=False) | on.shift(step_size=-1, fill_value=False))).all()
+    )
+    for row in np.flatnonzero(on[:, 0]):
+        alone = found.copy(deep=True)
+        alone["diverged"].values[np.arange(10) != row, 0] = 1
+        assert not bool(plateau(alone)[:, 0].any())
+
+
+def test_plateaus_that_differ_between_temperatures_are_told(plane: Result) -> None:
+    """Which cannot be chance: a tenth and more, beyond three standard errors of the difference."""
+
+    def judged(levels: list[float], stderr: float) -> str:
+        changed = plane.dataset.assign(
+            llc_plateau=("n_beta", levels), llc_plateau_stderr=("n_beta", [stderr, stderr])
+        )
+        return {check.code: check.verdict for check in plane.measurement.checks(changed)}["L212"]
+
+    assert judged([10.0, 10.9], 0.1) == "pass"
+    assert judged([10.0, 12.0], 0.1) == "warn"
+    assert judged([12.0, 10.0], 0.1) == "warn"
+    assert judged([10.0, 12.0], 0.5) == "pass"
+
+
 def test_without_a_plateau_there_is_a_failing_check() -> None:
     _, module, data = network()
     result = calibrate(
         module, squared_error, data, step_sizes=(5.0, 10.0), n_betas=(30.0,), draws=50, burn_in=10
     )
-    assert result.checks[-1].verdict == "fail"
+    assert (result.checks[-1].code, result.checks[-1].verdict) == ("L211", "fail")
     assert result.chart().to_dict()
     assert math.isnan(float(result.dataset["step_size_found"]))
 
@@ -121,7 +149,7 @@ def test_without_a_plateau_there_is_a_failing_check() -> None:
 def test_away_from_a_minimum_there_is_a_failing_check(plane: Result) -> None:
     verdicts = {check.code: check.verdict for check in plane.checks}
     assert verdicts["L202"] == "pass"
-    (judged, _) = plane.measurement.checks(plane.dataset.assign(anchor_downhill=30.0))
+    (judged, *_) = plane.measurement.checks(plane.dataset.assign(anchor_downhill=30.0))
     assert (judged.code, judged.verdict) == ("L202", "fail")
 
 

@@ -7,13 +7,14 @@ temperature at which the law :math:`E[n\beta (L - L^*)] \to \lambda` already hol
 such a step size by itself; this is to see it, and to see how much the choice of temperature matters.
 
 A setting is on the plateau when none of its chains diverged, they agree and do not drift, the step size adds less than
-`TOLERABLE`, and its estimate is that of its temperature: within two standard errors or `STEADY` of the median over the
-sound step sizes.
+`TOLERABLE`, its estimate is that of its temperature (within two standard errors or `STEADY` of the median over the
+sound step sizes), and all this holds of the next smaller or the next larger step size too.
 
 Cost: settings x chains x (burn_in + draws) gradients of one batch. Limits: all settings walk equally long, so the
 smallest steps go least far.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -26,7 +27,7 @@ from numpy.random import SeedSequence
 from torch import Tensor, nn
 
 from assay.errors import BadInput
-from assay.estimates.checks import Check
+from assay.estimates.checks import Check, graded
 from assay.landscape.calibration import Aim, run
 from assay.landscape.chains import Chains, walk
 from assay.landscape.estimators import NUMBERS, Draws, mean
@@ -51,6 +52,8 @@ ROOM = 2**26
 """Weights of all chains up to which settings are walked as one."""
 TOLERABLE, STEADY, AGREEING = 0.15, 0.05, 1.1
 """Bias as a share of the estimate, deviation from the temperature's median, and split R-hat, on the plateau."""
+SPREAD = 0.1
+"""Share of the estimate by which the plateaus of two temperatures may differ."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Calibrate(Measurement):
     """
 
     name: ClassVar[str] = "calibrate"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     data: str
     loss: str
     step_sizes: tuple[float, ...] | None = None
@@ -213,21 +216,25 @@ class Calibrate(Measurement):
         )
         dataset["diverged"] = (dims, (~finite).sum(-1))
         dataset["plateau"] = plateau(dataset)
+        for part in ("", "_low", "_high", "_stderr"):
+            dataset[f"llc_plateau{part}"] = _level(dataset[f"llc{part}"].where(dataset["plateau"]))
         dataset["anchor_downhill"] = float(walked["downhill"])
         dataset["step_size_found"] = ((), float(walked["found"]), {"allow_nan": True})
         return dataset
 
     def checks(self, dataset: xr.Dataset) -> list[Check]:
-        """Judge whether the anchor is a minimum, and whether there is a plateau."""
+        """Judge whether the anchor is a minimum, and whether there is a plateau, the same at all temperatures."""
         middle = dataset["llc_raw"].isel(n_beta=dataset.sizes["n_beta"] // 2)
         found = [minimum(float(dataset["anchor_downhill"]), float(middle.median()))]
-        code, title = "L211", "no plateau"
-        count = int(dataset["plateau"].sum())
-        message = f"{count} of {dataset['plateau'].size} settings are on the plateau."
-        if count >= 2:
-            return [*found, Check(code, title, "pass", float(count), message)]
+        steady = dataset["plateau"]
+        count, of = int(steady.sum()), steady.sizes["n_beta"]
+        at = int(steady.any("step_size").sum())
+        message = f"{count} of {steady.size} settings are on the plateau, at {at} of {of} temperatures."
         remedy = "Look at other step sizes, or walk longer; without a plateau there is no estimate to trust."
-        return [*found, Check(code, title, "fail", float(count), message, remedy)]
+        if not count:
+            return [*found, Check("L211", "no plateau", "fail", 0.0, message, remedy)]
+        found.append(Check("L211", "no plateau", "pass", float(count), message))
+        return found if at < 2 else [*found, _temperature(dataset)]
 
     def memory(self, model: Target) -> int:
         """Positions, gradients and noise of the chains walked together, and the traces of all."""
@@ -245,9 +252,41 @@ def plateau(dataset: xr.Dataset) -> xr.DataArray:
     sound = (
         (dataset["diverged"] == 0) & (share <= TOLERABLE) & (dataset["r_hat"] <= AGREEING) & still & (llc > 0)
     )
-    level = llc.where(sound).median("step_size")
+    level = _level(llc.where(sound))
     near = np.abs(llc - level) <= np.maximum(2 * dataset["llc_stderr"], STEADY * np.abs(level))
-    return sound & near
+    steady = sound & near
+    smaller, larger = (steady.shift(step_size=places, fill_value=False) for places in (1, -1))
+    return steady & (smaller | larger)
+
+
+def _level(plane: xr.DataArray) -> xr.DataArray:
+    """The median over step sizes, at each temperature; NaN where there is none."""
+    level = plane.median("step_size")
+    level.attrs["allow_nan"] = True
+    return level
+
+
+def _temperature(dataset: xr.Dataset) -> Check:
+    """Judge how far the plateaus of different temperatures lie apart, where that is beyond chance."""
+    known = dataset[["llc_plateau", "llc_plateau_stderr"]].dropna("n_beta")
+    level = known["llc_plateau"]
+    low, high = (
+        known.isel(n_beta=int(place)) for place in (np.argmin(level.values), np.argmax(level.values))
+    )
+    apart = float(high["llc_plateau"] - low["llc_plateau"])
+    chance = 3 * math.hypot(float(high["llc_plateau_stderr"]), float(low["llc_plateau_stderr"]))
+    share = apart / float(level.median())
+    message = (
+        f"The plateaus lie from {float(low['llc_plateau']):.4g} (n beta {float(low['n_beta']):.4g}) to "
+        f"{float(high['llc_plateau']):.4g} (n beta {float(high['n_beta']):.4g}), {share:.0%} of their median apart."
+    )
+    remedy = (
+        "State n beta with the estimate, and compare only estimates of one. Where it rises with n beta, the "
+        "localization holds directions that the loss hardly does: a smaller one holds fewer."
+    )
+    limits = (SPREAD, math.inf)
+    title = "the estimate depends on the temperature"
+    return graded("L212", title, share if apart > chance else 0.0, limits, message, remedy)
 
 
 def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
@@ -289,7 +328,8 @@ def calibrate(  # noqa: PLR0913 (each is one documented setting of the plane)
 
     Returns:
         A result whose dataset holds over (step_size, n_beta) ``llc`` with ``llc_stderr``, ``llc_low`` and ``llc_high``,
-        ``llc_raw``, ``llc_bias``, the diagnostics, how many chains ``diverged``, and ``plateau``; and
+        ``llc_raw``, ``llc_bias``, the diagnostics, how many chains ``diverged``, and ``plateau``; over (n_beta)
+        ``llc_plateau``, the median on the plateau, with the medians of standard errors and interval ends there; and
         ``step_size_found``, the step size a short run found.
 
     What cannot be sampled, and a setting out of range, is `BadInput`.

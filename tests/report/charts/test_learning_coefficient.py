@@ -52,3 +52,8 @@ def test_the_report_has_the_figure(dataset: xr.Dataset) -> None:
     (figure,) = page.figures(dataset)
     assert "5 [4, 6] of 12 parameters" in figure.caption
     assert figure.chart().to_dict()["datasets"][figure.name]
+
+
+def test_the_estimate_is_a_finding_and_what_is_withheld_is_none(dataset: xr.Dataset) -> None:
+    assert [finding.text for finding in page.findings(dataset)] == ["λ̂ = 5 [4, 6] of 12 parameters."]
+    assert page.findings(dataset.assign(llc=np.nan)) == []

@@ -1,16 +1,20 @@
 """The calibration plane: the estimate at every step size and temperature, the plateau marked."""
 
+import math
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from assay.report.charts.learning_coefficient import truth_line
-from assay.report.figure import Figure
+from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _PLANE = "calibrate"
 _WIDTH, _HEIGHT = 460, 240
+_ROOM = 0.03  # of the axis of step sizes, beside the outermost marks
 
 
 def chart(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
@@ -32,14 +36,9 @@ def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
     steady = llc[dataset["plateau"].to_numpy()]
     shown = steady if steady.size else llc[np.isfinite(llc)]
     top = 1.5 * float(shown.max()) if shown.size else 1.0
-    x = alt.X(
-        "step_size:Q",
-        title="step size ε",
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(format="~e", tickCount=6),
-    )
+    x = _across(dataset["step_size"].to_numpy())
     scale = alt.Scale(domain=[0, max(top, 0.0 if truth is None else 1.2 * truth)], clamp=True)
-    y = alt.Y("llc:Q", title="estimate", scale=scale)
+    y = alt.Y("llc:Q", title="estimate", scale=scale, axis=alt.Axis(titlePadding=12))
     color = alt.Color("n_beta:O", title="nβ", scale=alt.Scale(scheme="viridis"))
     base = alt.Chart(alt.NamedData(name=_PLANE)).transform_filter("isValid(datum.llc)")
     tips = [
@@ -65,6 +64,20 @@ def panel(dataset: xr.Dataset, *, truth: float | None = None) -> alt.LayerChart:
     return alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=title)
 
 
+def _across(steps: Any) -> alt.X:
+    """The axis of step sizes: with room for a mark at either end, and ticks at 1, 2 and 5 times powers of ten."""
+    low, high = float(steps.min()), float(steps.max())
+    room = max(1.15, (high / low) ** _ROOM)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return alt.X(
+        "step_size:Q",
+        title="step size ε",
+        scale=alt.Scale(type="log", nice=False, domain=[low / room, high * room]),
+        axis=alt.Axis(format="~e", values=[tick for tick in ticks if low / room <= tick <= high * room]),
+    )
+
+
 def figures(dataset: xr.Dataset) -> list[Figure]:
     """Give the plane as a figure of a report."""
     return [
@@ -79,6 +92,27 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             frame=frame(dataset),
         )
     ]
+
+
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say for each temperature where its plateau lies."""
+    found: list[Finding] = []
+    for n_beta in dataset["n_beta"].values:
+        own = dataset.sel(n_beta=n_beta)
+        on = own["step_size"].values[own["plateau"].values]
+        if not len(on):
+            found.append(Finding(f"At nβ = {n_beta:.4g} there is no plateau."))
+            continue
+        value, low, high = (float(own[f"llc_plateau{part}"]) for part in ("", "_low", "_high"))
+        steady = own["llc"].values[own["plateau"].values]
+        between = f"with estimates from {steady.min():.4g} to {steady.max():.4g}"
+        found.append(
+            Finding(
+                f"At nβ = {n_beta:.4g} the plateau lies at λ̂ = {value:.4g} [{low:.4g}, {high:.4g}], {between} at "
+                f"{len(on)} step sizes from {on[0]:.2g} to {on[-1]:.2g}."
+            )
+        )
+    return found
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
@@ -106,11 +140,11 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def _sentence(dataset: xr.Dataset) -> str:
-    steady = dataset["llc"].where(dataset["plateau"])
-    if not bool(dataset["plateau"].any()):
+    steady = dataset["plateau"]
+    if not bool(steady.any()):
         return "No setting is on the plateau"
-    low, high = float(steady.min()), float(steady.max())
-    count = int(dataset["plateau"].sum())
-    return (
-        f"{count} of {steady.size} settings are on the plateau, with estimates from {low:.4g} to {high:.4g}"
-    )
+    levels = dataset["llc_plateau"].dropna("n_beta")
+    said = f"{int(steady.sum())} of {steady.size} settings are on the plateau"
+    ends = [levels.isel(n_beta=place) for place in (0, -1)]
+    each = [f"{float(level):.4g} at nβ = {float(level['n_beta']):.4g}" for level in ends]
+    return f"{said}: {each[0]}" if len(levels) == 1 else f"{said}: {each[0]}, {each[1]}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from assay.report.figure import Figure
+from assay.report.figure import Figure, Finding
 from assay.report.theme import finished, records
 
 _TRACE = "learning_coefficient"
@@ -82,6 +82,11 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
     ]
 
 
+def findings(dataset: xr.Dataset) -> list[Finding]:
+    """Say the estimate; nothing where there is none."""
+    return [Finding(f"λ̂ = {_estimated(dataset)}.")] if np.isfinite(float(dataset["llc"])) else []
+
+
 def frame(dataset: xr.Dataset) -> pd.DataFrame:
     """Lay the traces out as one row for each chain and group of steps."""
     loss = dataset["loss"].transpose("chain", "draw").to_numpy()
@@ -123,12 +128,16 @@ def _estimate(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def _sentence(dataset: xr.Dataset, truth: float | None) -> str:
-    value, low, high = (float(dataset[name]) for name in ("llc", "llc_low", "llc_high"))
-    if not np.isfinite(value):
+    if not np.isfinite(float(dataset["llc"])):
         return "No estimate: see the checks"
     known = "" if truth is None else f"; dashed: the truth, {truth:.4g}"
     added = f"{float(dataset['llc_bias']):.2g} that the step size adds is subtracted"
-    return f"{value:.4g} [{low:.4g}, {high:.4g}] of {dataset.attrs['parameters']} parameters; {added}{known}"
+    return f"{_estimated(dataset)}; {added}{known}"
+
+
+def _estimated(dataset: xr.Dataset) -> str:
+    value, low, high = (float(dataset[name]) for name in ("llc", "llc_low", "llc_high"))
+    return f"{value:.4g} [{low:.4g}, {high:.4g}] of {dataset.attrs['parameters']} parameters"
 
 
 def _finite(value: float) -> list[float]:
