@@ -185,7 +185,7 @@ def test_each_chain_is_compared_with_the_outputs_of_its_own_anchor(make, name: s
             assert_close(losses[chain], value.detach(), rtol=1e-4, atol=1e-6)
             assert_close(slopes[chain], torch.cat([s.flatten() for s in expected]), rtol=1e-3, atol=1e-5)
     assert_close(group.gradient(1)(group.anchors, (inputs, numbers))[0], torch.zeros(2), rtol=0, atol=1e-6)
-    assert group.baseline().tolist() == group.downhill(9.0).tolist() == [0, 0]
+    assert group.baseline().tolist() == group.downhill(9.0, 1.0).tolist() == [0, 0]
 
 
 def _own(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -5,8 +5,9 @@ import torch
 from assay.landscape import target as target_module
 from assay.landscape.chains import Chains, begin
 from assay.landscape.estimators import Draws, mean, slope, summary, variance, wbic
-from assay.landscape.fluctuation import fluctuation, losses
+from assay.landscape.fluctuation import fluctuation
 from assay.landscape.losses import squared_error
+from assay.landscape.minimum import each_loss
 from assay.landscape.target import target
 from assay.zoo import deep_linear
 
@@ -89,7 +90,7 @@ def test_losses_of_examples_are_those_of_the_module_at_these_weights() -> None:
     x, y = deep_linear.examples(map_, 30, generator=generator)
     made = target(module, squared_error, (x, y))
     before = made.anchor()
-    found = losses(made, before * 1.5)
+    found = each_loss(made, before[None] * 1.5)
     expected = (2.25 * x @ map_.T - y).square().sum(1).double()
-    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(made.anchor(), before)

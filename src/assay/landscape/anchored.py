@@ -44,12 +44,11 @@ class Group:
             return self._nothing()
         return self.target.anchor_loss[None] if self.anchors is None else self._whole(self.target)
 
-    def downhill(self, n_beta: float) -> Tensor:
+    def downhill(self, n_beta: float, localization: float) -> Tensor:
         """Give n beta times what lies downhill of the anchors, (checkpoint,), float64."""
         if self.compared:
             return self._nothing()
-        anchors = self.target.anchor()[None] if self.anchors is None else self.anchors
-        return downhill(self.target, anchors, n_beta)
+        return downhill(self.target, self.anchors, n_beta, localization)
 
     def _whole(self, target: Target) -> Tensor:
         if target.seen < target.n:

@@ -126,6 +126,34 @@ def others(draws: Draws, hot: Draws | None, first: Mapping[str, Any], n: int | N
     return found if n is None else found | wbic(first, n, draws.n_beta, draws.baseline)
 
 
+def sensitivity(draws: Draws, held: np.ndarray, virial: np.ndarray | None) -> dict[str, float]:
+    r"""Tell by how much the estimate would rise if the logarithm of the localization fell by one.
+
+    With :math:`g = \frac\gamma2 \lVert w - w^* \rVert^2` that is :math:`\mathrm{Cov}(n\beta L, g)`: in a quadratic
+    mode of curvature a, :math:`\frac12 a\gamma / (a + \gamma)^2`, nothing where a is 0 or large. By parts it is also
+    :math:`\frac12 (E[G] - \mathrm{Cov}(n\beta L, G))` with :math:`G = n\beta\,(w - w^*) \cdot \nabla L`, in which what
+    the localization alone holds has no part. That needs losses and slopes over all of the data; of the two, it is the
+    one in which the chains agree better.
+
+    Args:
+        draws: at n beta; of two chains or more.
+        held: g of each, (chain, draw).
+        virial: of each, (chain, draw), where slopes are over all of the data; else None.
+    """
+    found = [_covariance(draws.loss, held) * draws.n_beta]
+    if virial is not None:
+        drawn = 2 * (virial - held)
+        # the step size adds b to n beta L, 2 b to G, and 4 b to their covariance, to first order
+        spread = draws.n_beta * _covariance(draws.loss, drawn)
+        found.append((drawn.mean(1) - spread + 2 * draws.bias.mean(1)) / 2)
+    return named("sensitivity", min(found, key=lambda each: each.var()))
+
+
+def _covariance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Give the covariance over the draws of each chain, (chain,)."""
+    return ((left - left.mean(1, keepdims=True)) * right).sum(1) / (left.shape[1] - 1)
+
+
 def half_width(excess: np.ndarray) -> float:
     """Give half the width of the 95 % interval of the mean of draws (chain, draw); of one chain by its own draws."""
     if len(excess) == 1:

@@ -10,10 +10,9 @@ model, and WAIC's penalty. Source: S. Watanabe 2010, JMLR 11:3571.
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from assay.landscape.chains import Walker
-from assay.landscape.sequential import WithLoss
+from assay.landscape.minimum import each_loss
 from assay.landscape.target import Target
 
 APART = 25
@@ -36,17 +35,7 @@ def fluctuation(target: Target, walking: Walker, draws: int, n_beta: float) -> T
     tokens = 1
     for _ in range(draws):
         walking.advance(APART)
-        each = [losses(target, flat) for flat in walking.position]
+        each = [each_loss(target, flat[None]).view(target.seen, -1) for flat in walking.position]
         tokens = each[0].shape[1]
-        sums.append(torch.stack([part.sum(1) for part in each]))
+        sums.append(torch.stack([part.sum(1) for part in each]).cpu())
     return n_beta / tokens / 2 * torch.stack(sums).var(0, correction=1).mean(1)
-
-
-def losses(target: Target, flat: Tensor) -> Tensor:
-    """Give the loss of every token of the examples that are looked at, at weights (d,): (example, token), float64."""
-    whole = WithLoss(target)
-    named = {f"module.{name}": value for name, value in target.named(flat).items()}
-    with torch.no_grad(), target.evaluating():
-        parts = [functional_call(whole, named, (block,)) for block in target.blocks()]
-    each = torch.cat(parts).double().cpu()
-    return each.view(len(each), -1)

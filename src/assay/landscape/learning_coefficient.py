@@ -25,12 +25,12 @@ from typing import Any, ClassVar, Literal, Unpack
 import numpy as np
 import torch
 import xarray as xr
-from numpy.random import SeedSequence
 from torch import Tensor, nn
 
 from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
+from assay.landscape.chance import chain_seeds
 from assay.landscape.defaults import affordable_steps, cheap_batch, stepping
 from assay.landscape.estimators import Draws, aligned, finite_or_flagged, mean, named, others, withheld
 from assay.landscape.fluctuation import fluctuation
@@ -84,7 +84,8 @@ class LearningCoefficient(Measurement):
     """
 
     name: ClassVar[str] = "learning_coefficient"
-    revision: ClassVar[int] = 5
+    made_by: ClassVar[str | None] = "assay.landscape.target.target(module, loss, data, mask=...)"
+    revision: ClassVar[int] = 6
     data: str
     loss: str
     step_size: float | Literal["auto"] = "auto"
@@ -155,7 +156,7 @@ class LearningCoefficient(Measurement):
 
     def prepare(self, model: Target) -> Anchor:
         """Look at the anchor: its loss, and whether it is a minimum, over all of the data if chains see all of them."""
-        return look(self._seen(model).standing(), self.temperature(model))
+        return look(self._seen(model).standing(), self.temperature(model), self.localization)
 
     def _seen(self, model: Target, seed: int = 0) -> Target:
         """Give the module as the settings say, in its own mode or in eval mode, and what a look goes through."""
@@ -165,8 +166,7 @@ class LearningCoefficient(Measurement):
     def measure(self, model: Target, unit: Unit, shared: Anchor) -> Pieces:
         """Walk a group of chains until it has its share of the precision asked for."""
         numbers = range(unit.detail["start"], unit.detail["stop"])
-        # one seed for each chain, the same in whatever group and at whatever temperature it walks
-        seeds = [int(SeedSequence([self.seed, number]).generate_state(1)[0]) for number in numbers]
+        seeds = chain_seeds(self.seed, numbers)
         model = self._seen(model, seeds[0]) if self.training else model
         ratios = [1.0] if self.second_temperature is None else [1.0, self.second_temperature]
         n_beta = torch.tensor(ratios, dtype=torch.float64).reciprocal() * self.temperature(model)
@@ -174,7 +174,7 @@ class LearningCoefficient(Measurement):
         gamma = torch.full_like(n_beta, self.localization)
         masks = None if model.mask is None else model.mask[None]
         chains = Chains(
-            tuple(seeds * len(ratios)), torch.zeros_like(n_beta), n_beta, gamma, masks, self.batch(model)
+            seeds * len(ratios), torch.zeros_like(n_beta), n_beta, gamma, masks, self.batch(model)
         )
         aim = Aim(
             None if self.step_size == "auto" else self.step_size,

@@ -21,6 +21,8 @@ DRIFT = 0.02
 """Share of the estimate by which the halves of the draws may differ."""
 WIDE = 0.1
 """Half the width of the interval, as a share of the estimate, from which it does not exclude an error of a tenth."""
+NEAR = 0.02
+"""Share of the estimate that may lie downhill of the anchor."""
 REFUSED, STUCK = 0.5, 0.9
 """Shares of steps that a Metropolis test may refuse: before a warning, and where it does refuse them, at all."""
 
@@ -60,19 +62,19 @@ def minimum(gain: float, found: float, *, below: bool = False) -> Check:
     """Judge whether an anchor is a minimum.
 
     Args:
-        gain: n beta times the loss that a line search downhill gains.
+        gain: n beta times the loss that a descent gains.
         found: n beta times the loss that chains found above the anchor's.
         below: whether all of what chains found lies below it.
     """
-    message = f"Going straight downhill from the anchor gains {gain:.3g} in units of the estimate."
-    limit = steepest(found)
+    message = (
+        f"Going downhill from the anchor gains {gain:.3g} in units of the estimate, which lacks as much."
+    )
+    limits = (max(0.5, NEAR * found), steepest(found))
     if below:
         message = f"Chains found lower loss than the anchor's, by {-found:.3g} in units of the estimate: there is none."
-        limit = -math.inf
-    remedy = (
-        "Train further; away from a minimum there is no learning coefficient, and the number means nothing."
-    )
-    return graded("L202", "the anchor is not a minimum", gain, (limit, limit), message, remedy)
+        limits = (-math.inf, -math.inf)
+    remedy = "Train further: away from a minimum there is no learning coefficient."
+    return graded("L202", "the anchor is not a minimum", gain, limits, message, remedy)
 
 
 def _agreement(dataset: xr.Dataset) -> Check:
@@ -99,8 +101,9 @@ def seldom(chains: int) -> float:
 
 
 def _bias(dataset: xr.Dataset) -> Check:
-    share = float(dataset["llc_bias"]) / max(abs(float(dataset["llc"])), 1e-12)
-    message = f"The step size added {share:.1%} of the estimate, to first order; that is subtracted."
+    signed = float(dataset["llc_bias"]) / max(abs(float(dataset["llc"])), 1e-12)
+    share = abs(signed)  # momenta colder than they should be take something away
+    message = f"The step size added {signed:.1%} of the estimate, to first order; that is subtracted."
     remedy = (
         f"Leave the step size to be found, or take one {max(share / 0.05, 2):.0f} times smaller and as many times "
         "more steps; or a larger batch."

@@ -80,6 +80,7 @@ class Trajectory(Measurement):
     """
 
     name: ClassVar[str] = "trajectory"
+    made_by: ClassVar[str | None] = "assay.landscape.checkpoints.course(module, loss, data, checkpoints, ...)"
     revision: ClassVar[int] = 3
     data: str
     loss: str
@@ -213,7 +214,7 @@ class Trajectory(Measurement):
         excess = n_beta * (loss - baseline.cpu().numpy()[:, None, None])
         directions = self.at().parameters(model.plain)
         estimates = [self._estimate(*rows, directions) for rows in zip(excess, bias, half, strict=True)]
-        gains = group.downhill(n_beta)
+        gains = group.downhill(n_beta, self.localization)
         limits = torch.tensor([steepest(float(each["llc_raw"])) for each in estimates])
         return {
             "loss": curve,
