@@ -10,6 +10,7 @@ import assay
 from assay.activations.data_set import partners_of
 from assay.activations.depth.horizon_prediction import SHARES, growth_of, predicted_horizon, smallest_horizon
 from assay.activations.depth.horizon_wiring import Window
+from assay.activations.depth.settings import numbers_of
 from assay.activations.layer_horizon import LayerHorizon
 from assay.errors import BadInput
 from assay.models.intervention import capture
@@ -253,6 +254,10 @@ def test_one_input_has_no_interval_and_settings_make_the_measurement_again(tiny_
 def test_bad_input_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         look(wrap(FAMILIES["llama"].build()), **{"inputs": INPUTS, **changed})
+
+
+def test_one_number_is_several() -> None:
+    assert numbers_of(0.3) == (0.3,) and numbers_of(range(2)) == (0, 1) and numbers_of(()) == ()
 
 
 def test_sublayers_are_refused_where_a_block_has_none() -> None:

@@ -76,6 +76,17 @@ def test_what_each_operation_stands_for() -> None:
     assert one[0].kendall_tau(4) == pytest.approx(4 / 6) and np.isnan(one[1].kendall_tau(4))
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_what_is_drawn_at_random_is_never_the_usual_course(layers: int) -> None:
+    """It would do nothing, and random directions of no size as much."""
+    made = surgeries(["shuffle", "reorder"], layers, range(layers), draws=9, seed=3)
+    assert usual(layers) not in {surgery.course for surgery in made}
+    assert sum(surgery.operation == "shuffle" for surgery in made) == 9
+    assert {s.size for s in made if s.operation == "reorder"} >= ({1, 3} if layers == 2 else {1, 2, 3, 4})
+    if layers == 2:
+        assert all(surgery.kendall_tau(2) == -1 for surgery in made)
+
+
 def test_random_directions_move_the_stream_as_far(model: Model) -> None:
     """In a linear readout only their size would count; here they must do something, and stay what they are."""
     few, many = (operate(model, baseline_inputs=3, max_rows=rows).dataset for rows in (2, None))

@@ -5,11 +5,12 @@ earlier ones wrote a value without information about the input:
 
 .. math:: x_n = e + \sum_{i=n-k}^{n-1} c_i + \sum_{i<n-k} v_i
 
-The horizon is the smallest :math:`k`, from 0, from which on the model stays as it is, here: from which on
-KL(clean || edited) stays within a tolerance. The definition is Alex Turner's (2024, on the effective layer horizon of transformers), the
-first experiments Joseph Miller's. What they leave open are settings: what stands in (:math:`v_i`), whether what is
-still read comes from the edited run (so that changes compound) or from the original one, whether embedding and position
-0 are kept, whether all readers forget, one block, or only the readout, whether attention and MLP count apart.
+The horizon is the smallest :math:`k`, from 0, from which on the model stays as it is, here: from which on KL(clean ||
+edited) stays within a tolerance. The definition is Alex Turner's (2024, on the effective layer horizon of
+transformers), the first experiments Joseph Miller's. What they leave open are settings: what stands in (:math:`v_i`),
+whether what is still read comes from the edited run (so that changes compound) or from the original one, whether
+embedding and position 0 are kept, whether all readers forget, one block, or only the readout, whether attention and MLP
+count apart.
 
 Norm growth predicts a horizon of its own. If the stream's norm grows by a factor :math:`g` a layer (Heimersheim and
 Turner 2023: about 1.045 in GPT-2 XL), what stood there :math:`k` layers ago is the share :math:`g^{-k}` of it. A random
@@ -37,6 +38,7 @@ from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, partners_of, positions_read
 from assay.activations.depth.horizon_prediction import SHARES, check_tolerances, horizon_variables, norms_of
 from assay.activations.depth.horizon_wiring import Forget, Reach, Where, Window
+from assay.activations.depth.settings import numbers_of
 from assay.activations.effects import effect_variables, mean_variables
 from assay.activations.prompt_pairs import Prompts
 from assay.errors import BadInput
@@ -352,7 +354,7 @@ def layer_horizon(  # noqa: PLR0913 (settings of a verb)
     """
     measurement = LayerHorizon(
         inputs=inputs_of(model, texts, length, max_inputs),
-        horizons=tuple(horizons),
+        horizons=numbers_of(horizons),
         value=value,
         compounding=compounding,
         reach=reach,
@@ -361,7 +363,7 @@ def layer_horizon(  # noqa: PLR0913 (settings of a verb)
         layer=layer,
         keep_embedding=keep_embedding,
         keep_first=keep_first,
-        tolerances=tuple(tolerances),
+        tolerances=numbers_of(tolerances),
         read=read,
         baseline_inputs=baseline_inputs,
         resamples=resamples,

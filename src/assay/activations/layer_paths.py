@@ -33,6 +33,7 @@ from assay.activations.checks.layer_paths import paths_checks
 from assay.activations.clean_run import METRICS, CleanRun
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.depth.horizon_prediction import LEVEL, check_tolerances, smallest_horizon
+from assay.activations.depth.settings import numbers_of
 from assay.activations.effects import PARTS, effect_variables, mean_variables
 from assay.activations.layer_horizon import LayerHorizon
 from assay.activations.prompt_pairs import Prompts
@@ -260,7 +261,7 @@ def layer_paths(  # noqa: PLR0913 (settings of a verb)
     """
     measurement = LayerPaths(
         inputs=inputs_of(model, texts, length, max_inputs),
-        tolerances=tuple(tolerances),
+        tolerances=numbers_of(tolerances),
         keep_first=keep_first,
         read=read,
         baseline_inputs=baseline_inputs,

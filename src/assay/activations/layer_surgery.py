@@ -32,8 +32,9 @@ from assay.activations.checks.surgery import surgery_checks
 from assay.activations.clean_run import METRICS, CleanRun, clean_memory
 from assay.activations.data_set import check_inputs, check_scan, inputs_of, positions_read
 from assay.activations.depth.operations import RANDOM, Operation, Surgery, surgeries
+from assay.activations.depth.settings import numbers_of
 from assay.activations.effects import effect_variables, mean_variables
-from assay.activations.prompt_pairs import Prompts
+from assay.activations.prompt_pairs import Prompts, words_of
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
 from assay.models.courses import course_streams, run_courses, shared_end, usual
@@ -290,8 +291,8 @@ def layer_surgery(  # noqa: PLR0913 (settings of a verb)
     """
     measurement = LayerSurgery(
         inputs=inputs_of(model, texts, length, max_inputs),
-        operations=tuple(operations),
-        layers=tuple(layers),
+        operations=words_of(operations),
+        layers=numbers_of(layers),
         draws=draws,
         average=average,
         read=read,

@@ -133,7 +133,7 @@ def _parallel(where: list[int], layers: int, _: int, __: int) -> list[Surgery]:
 
 
 def _shuffle(where: list[int], layers: int, draws: int, seed: int) -> list[Surgery]:
-    orders = [[int(i) for i in _rng(seed, "shuffle", draw, 0).permutation(where)] for draw in range(draws)]
+    orders = [_other_order(where, None, _rng(seed, "shuffle", draw, 0)) for draw in range(draws)]
     return [
         Surgery(
             "shuffle",
@@ -159,12 +159,10 @@ def _drop(where: list[int], layers: int, draws: int, seed: int) -> list[Surgery]
 def _reorder(where: list[int], layers: int, draws: int, seed: int) -> list[Surgery]:
     found = []
     for size in _sizes(2 * len(where)):
+        if len(where) == 2 and size % 2 == 0:  # noqa: PLR2004 (two layers exchanged twice are where they were)
+            continue
         for draw in range(draws):
-            rng, order = _rng(seed, "reorder", draw, size), list(where)
-            for _ in range(size):
-                a, b = rng.choice(len(where), 2, replace=False)
-                order[a], order[b] = order[b], order[a]
-            course = _put(layers, where, order)
+            course = _put(layers, where, _other_order(where, size, _rng(seed, "reorder", draw, size)))
             found.append(Surgery("reorder", f"reorder.{size}.{draw}", -1, size, draw, course))
     return found
 
@@ -173,6 +171,18 @@ _MAKERS: dict[Operation, Callable[[list[int], int, int, int], list[Surgery]]] = 
     "delete": _delete, "swap": _swap, "repeat": _repeat, "skip": _skip, "reverse": _reverse, "shuffle": _shuffle,
     "copies": _copies, "parallel": _parallel, "drop": _drop, "reorder": _reorder,
 }  # fmt: skip
+
+
+def _other_order(where: Sequence[int], exchanges: int | None, rng: np.random.Generator) -> list[int]:
+    """Layers in a random order, or after random exchanges of two; drawn again while it is the one they had."""
+    order = list(where)
+    while order == list(where):
+        if exchanges is None:
+            order = rng.permutation(where).tolist()
+        for _ in range(exchanges or 0):
+            a, b = rng.choice(len(where), 2, replace=False)
+            order[a], order[b] = order[b], order[a]
+    return order
 
 
 def _without(layers: int, left_out: Sequence[int]) -> Course:

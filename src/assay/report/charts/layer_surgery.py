@@ -6,19 +6,18 @@ import altair as alt
 import pandas as pd
 import xarray as xr
 
+from assay.activations.depth.operations import SCANS, SPANS
 from assay.report.charts.effects import TITLES, VARIANTS, data_set, require_metric, tabled, tooltip
 from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _TABLE = "layer_surgery"
-_SCANS = ("delete", "swap", "repeat")
-_SPANS = ("skip", "reverse", "shuffle", "copies", "parallel")
 _TOOLTIP = tooltip(
     "surgery",
     alt.Tooltip("random_effect:Q", title="random change", format="+.4f"),
     alt.Tooltip("kendall_tau:Q", title="Kendall's tau", format=".2f"),
 )
-_COLOURS = alt.Scale(domain=list(_SCANS), range=["#4c78a8", "#d1762b", "#2e8b6b"])
+_COLOURS = alt.Scale(domain=list(SCANS), range=["#4c78a8", "#d1762b", "#2e8b6b"])
 _ACROSS = {
     "drop": ("size", "layers dropped at random"),
     "reorder": ("kendall_tau", "Kendall's tau with the usual order"),
@@ -48,10 +47,10 @@ def panel(cells: pd.DataFrame, *, metric: str) -> alt.VConcatChart:
     base = alt.Chart(alt.NamedData(name=_TABLE)).transform_filter(f"datum.metric === '{metric}'")
     present = set(cells["operation"])
     rows: list[Any] = []
-    if scans := [operation for operation in _SCANS if operation in present]:
+    if scans := [operation for operation in SCANS if operation in present]:
         rows.append(_scan(base, metric, scans))
     lower = [_random(base, metric, operation) for operation in _ACROSS if operation in present]
-    if present & set(_SPANS):
+    if present & set(SPANS):
         lower.insert(0, _spans(base, metric))
     if lower:
         rows.append(alt.hconcat(*lower))
@@ -60,7 +59,7 @@ def panel(cells: pd.DataFrame, *, metric: str) -> alt.VConcatChart:
 
 def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
     """One line an operation, by layer, with intervals; ticks for random changes of the stream."""
-    own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(_SCANS)))
+    own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(SCANS)))
     colour = alt.Color("operation:N", scale=_COLOURS, legend=alt.Legend(title=None, values=present))
     across = alt.X(
         "layer:Q",
@@ -89,7 +88,7 @@ def _scan(base: alt.Chart, metric: str, present: list[str]) -> Any:
 
 
 def _spans(base: alt.Chart, metric: str) -> Any:
-    own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(_SPANS)))
+    own = base.transform_filter(alt.FieldOneOfPredicate(field="operation", oneOf=list(SPANS)))
     rows = alt.Y("surgery:N", sort=None, title=None, axis=alt.Axis(labelLimit=220))
     axis = alt.X("effect:Q", title=TITLES[metric], scale=alt.Scale(zero=True))
     spread = own.mark_rule(color="#4c78a8").encode(y=rows, x="effect_low:Q", x2="effect_high:Q")
