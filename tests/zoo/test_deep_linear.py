@@ -80,10 +80,11 @@ def test_small_initialization_goes_from_saddle_to_saddle() -> None:
         assert float(loss[-1]) < 1e-3
 
 
-def test_few_examples_have_the_second_moments_of_many() -> None:
-    inputs, target = torch.rand(200, 3, generator=generator()), torch.randn(2, 3, generator=generator(1))
+@pytest.mark.parametrize("n", [200, 2])
+def test_few_examples_have_the_second_moments_of_many(n: int) -> None:
+    inputs, target = torch.rand(n, 3, generator=generator()), torch.randn(2, 3, generator=generator(1))
     few, other = deep_linear.few_examples(inputs), torch.randn(2, 3, generator=generator(2))
-    assert few.shape == (3, 3)
+    assert few.shape == (min(n, 3), 3)
     errors = [((part @ (other - target).T).square().sum(1)).mean() for part in (inputs, few)]
     assert_close(*errors)
 
@@ -125,3 +126,29 @@ def test_a_width_too_small_is_refused() -> None:
         deep_linear.teacher((4, 2, 4), 3, generator=generator())
     with pytest.raises(ValueError, match="rank 4 does not fit"):
         deep_linear.at_minimal_rank(torch.eye(4), (4, 2, 4))
+
+
+@pytest.mark.parametrize("widths", [(7, 3, 9), (3,), (3, 3, 4)])
+def test_a_map_of_other_widths_is_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="a map of shape"):
+        deep_linear.at_minimal_rank(torch.eye(3), widths)
+
+
+@pytest.mark.parametrize(("dtype", "smallest"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_small_singular_values_are_kept_down_to_the_rounding(dtype: torch.dtype, smallest: float) -> None:
+    target = torch.diag(torch.tensor([1.0, smallest, 0.0], dtype=dtype))
+    weights = deep_linear.at_minimal_rank(target, (3, 5, 3))
+    assert_close(deep_linear.product(weights), target, rtol=1e-4, atol=smallest * 1e-4)
+    assert not any(deep_linear.at_minimal_rank(torch.zeros(3, 3), (3, 5, 3))[0].flatten())
+
+
+def test_settings_that_no_network_has_are_refused() -> None:
+    data = torch.zeros(10, 3), torch.zeros(10, 2)
+    for settings in ({"batch_size": 4}, {"batch_size": 5, "layers": 0}):
+        with pytest.raises(ValueError, match="a divisor of 10 examples"):
+            deep_linear.train_many(1, data, **settings, steps=1, generator=generator())
+    several = deep_linear.random_weights((3, 2), generator=generator(), seeds=2)
+    with pytest.raises(ValueError, match="expected one network's"):
+        deep_linear.as_module(several)
+    with pytest.raises(ValueError, match="keep_every=0"):
+        deep_linear.train(several, torch.zeros(2, 3), rate=0.1, steps=1, keep_every=0)

@@ -234,6 +234,13 @@ def test_all_pairs_are_split_and_their_sums_are_right() -> None:
     assert torch.equal(torch.cat([train_part[1], rest[1]]), (pairs[:, 0] + pairs[:, 1]) % 7)
 
 
+@pytest.mark.parametrize("made_with", [31, 11])
+def test_sums_of_another_modulus_are_refused(made_with: int) -> None:
+    data, _ = modular_addition.examples(made_with, 0.5, generator=generator())
+    with pytest.raises(ValueError, match="not sums modulo 23"):
+        modular_addition.train_many(1, data, steps=1, generator=generator())
+
+
 @pytest.mark.slow
 def test_modular_addition_is_learned_by_heart_first_and_understood_later() -> None:
     train_part, rest = modular_addition.examples(23, 0.5, generator=generator())

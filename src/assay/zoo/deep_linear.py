@@ -42,7 +42,8 @@ def teacher(widths: Sequence[int], rank: int, *, generator: torch.Generator) -> 
 def at_minimal_rank(target: Tensor, widths: Sequence[int]) -> Weights:
     """Realise a map by layers each of the map's own rank, where the learning coefficient is Aoyagi's.
 
-    The singular values are shared out evenly: every layer has their L-th roots.
+    The singular values are shared out evenly: every layer has their L-th roots. Those within the map's rounding, its
+    longer side times the precision of its type and its largest singular value, are zero.
 
     Args:
         target: the map, (d_L, d_0).
@@ -52,10 +53,16 @@ def at_minimal_rank(target: Tensor, widths: Sequence[int]) -> Weights:
         Weights whose product is the map.
 
     Raises:
-        ValueError: when a width is too small for the map.
+        ValueError: when there are fewer than two widths, they are not the map's, or one is too small for it.
     """
+    if len(widths) < 2 or tuple(target.shape) != (widths[-1], widths[0]):
+        shape = tuple(target.shape)
+        raise ValueError(
+            f"a map of shape {shape} is not one from {widths[0]} to {widths[-1]}: widths {list(widths)}"
+        )
     left, values, right = torch.linalg.svd(target, full_matrices=False)
-    rank = int((values > values.max() * 1e-5).sum()) if bool(values.max() > 0) else 0
+    rounding = max(target.shape) * torch.finfo(target.dtype).eps
+    rank = int((values > values.max() * rounding).sum())
     if rank > min(widths):
         raise ValueError(f"a map of rank {rank} does not fit through widths {list(widths)}")
     roots = (values[:rank] ** (1 / (len(widths) - 1))).diag()
@@ -94,7 +101,13 @@ def product(weights: Weights) -> Tensor:
 
 
 def as_module(weights: Weights) -> nn.Sequential:
-    """Make one network's weights a module: a stack of ``nn.Linear`` without bias, which copies them."""
+    """Make one network's weights a module: a stack of ``nn.Linear`` without bias, which copies them.
+
+    Raises:
+        ValueError: weights of several networks.
+    """
+    if shapes := [tuple(layer.shape) for layer in weights if layer.ndim != 2]:
+        raise ValueError(f"layers of shapes {shapes}: expected one network's, (output, input)")
     layers = [
         nn.Linear(layer.shape[1], layer.shape[0], bias=False, dtype=layer.dtype, device="meta")
         for layer in weights
@@ -124,9 +137,9 @@ def examples(
 
 
 def few_examples(inputs: Tensor) -> Tensor:
-    """Give as few inputs (d_0, d_0) with the second moments of many (n, d_0): a squared error sees nothing else."""
+    """Give d_0 inputs or fewer with the second moments of many, (n, d_0): a squared error sees nothing else."""
     upper = torch.linalg.qr(inputs.double(), mode="r").R
-    return (upper * (upper.shape[1] / len(inputs)) ** 0.5).to(inputs.dtype)
+    return (upper * (len(upper) / len(inputs)) ** 0.5).to(inputs.dtype)
 
 
 def train_many(  # noqa: PLR0913 (each is one documented setting of the training)
@@ -162,7 +175,14 @@ def train_many(  # noqa: PLR0913 (each is one documented setting of the training
         weight_decay: what is added to the gradient, times the weights.
         batch_size: examples in each step; each network goes through the data in an order of its own.
         generator: of weights and of orders.
+
+    Raises:
+        ValueError: no layer, or batches that do not go into the data.
     """
+    if layers < 1 or batch_size < 1 or len(data[0]) % batch_size:
+        raise ValueError(
+            f"{layers=}, {batch_size=}: expected a layer at least, and a divisor of {len(data[0])} examples"
+        )
     sources = training.generators(seeds, generator=generator)
     widths = (data[0].shape[1], *[width] * (layers - 1), data[1].shape[1])
     shapes = list(zip(widths[1:], widths, strict=False))
@@ -216,7 +236,12 @@ def train(weights: Weights, target: Tensor, *, rate: float, steps: int, keep_eve
 
     Returns:
         The losses and checkpoints kept.
+
+    Raises:
+        ValueError: ``keep_every`` below 1.
     """
+    if keep_every < 1:
+        raise ValueError(f"{keep_every=}: expected 1 or more")
     layers = [layer.clone() for layer in weights]
     kept: list[int] = []
     losses: list[Tensor] = []

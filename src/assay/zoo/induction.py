@@ -124,7 +124,7 @@ def train_many(  # noqa: PLR0913 (each is one documented setting of the training
         batch_size: fresh texts in each step.
         width: of the residual stream.
         heads: of each layer.
-        price: of a head's size, in nats.
+        price: of a head's size, in nats; the loss that is kept has it in.
         generator: of weights and of texts.
     """
     sources = generators(seeds, generator=generator)

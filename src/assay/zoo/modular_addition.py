@@ -90,7 +90,13 @@ def train_many(  # noqa: PLR0913 (each is one documented setting of the training
         rate: of learning.
         weight_decay: decoupled, as AdamW has it: weights shrink by rate times this in each step.
         generator: of weights.
+
+    Raises:
+        ValueError: pairs and sums of another modulus.
     """
+    pairs, sums = data
+    if not bool((pairs < modulus).all()) or not torch.equal(pairs.sum(1) % modulus, sums):
+        raise ValueError(f"the data are not sums modulo {modulus}: pass the modulus they were made with")
     networks = [
         Network(modulus, hidden, generator=source) for source in generators(seeds, generator=generator)
     ]
