@@ -163,6 +163,41 @@ def test_a_language_model_needs_a_text_and_no_loss(assay: Assay, folder: Path, t
     assert document["dataset"]["attrs"]["examples"] == 12
 
 
+def test_a_run_is_repeated_from_its_record(
+    assay: Assay, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder too; and not with a loss that was edited since."""
+    monkeypatch.chdir(toy.parent)
+    words = ("--mask", "w*", "--loss", "squared_distance_to_anchor", "--quiet")
+    first, bound = (
+        Path(assay("llc", "toy.py:make", *FEW, "--out", tmp_path / "runs", *more).lines[-1]).parent
+        for more in (("--quiet",), words)
+    )
+    monkeypatch.chdir(tmp_path.parent)
+    for run in (first, bound):
+        document = assay("rerun", run, "--json").document
+        assert document["identical"] is True
+    assert assay("rerun", document["run"], "--quiet").lines[0] == "The same to the last bit."
+    (toy.parent / "neighbour.py").write_text(NEIGHBOUR.replace("sum(1)", "mean(1)"))
+    __import__("sys").modules.pop("neighbour")
+    shutil.rmtree(toy.parent / "__pycache__", ignore_errors=True)
+    edited = assay("rerun", first)
+    assert edited.code == 2
+    assert "it was edited since" in edited.err
+
+
+def test_a_language_model_and_its_text_are_repeated(assay: Assay, folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The Eiffel Tower is located in the city of Paris. " * 12)
+    words = ("--context", 16, "--mask", "head.1.2", "--batch-size", 4, "--json", "--out", tmp_path / "runs")
+    run = assay("llc", folder, text, *FEW, *words).document["run"]
+    assert assay("rerun", run, "--json").document["identical"] is True
+    text.unlink()
+    gone = assay("rerun", run)
+    assert gone.code == 2
+    assert "cannot be read: No such file" in gone.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

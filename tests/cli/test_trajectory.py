@@ -153,6 +153,17 @@ def wider(folder: Path) -> None:
     save_file({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, folder / "step-3.safetensors")
 
 
+def test_a_run_is_repeated_from_its_record(assay: Assay, toy: Path, tmp_path: Path, ready: None) -> None:
+    words = ("--step-size", "1e-3", *FEW, "--out", tmp_path / "runs", "--json")
+    behaviour = ("--sampled", "squared_distance_to_anchor")
+    runs = [
+        assay("trajectory", f"{toy}:make", written(tmp_path / "one"), *behaviour, *words).document["run"],
+        assay("trajectory", "quick", "--runs", "2", "--seed", "4", *FEW, *words[-3:]).document["run"],
+    ]
+    for run in runs:
+        assert assay("rerun", run, "--json").document["identical"] is True
+
+
 def twice(folder: Path) -> None:
     save_file(checkpoints()[3], folder / "step-003.safetensors")
 

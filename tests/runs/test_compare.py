@@ -110,6 +110,30 @@ def test_a_rerun_needs_the_same_weights(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [first.path]
 
 
+def test_a_rerun_of_more_than_a_model_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = perform(Toy(), ToyModel(), out=tmp_path)
+    with pytest.raises(
+        BadInput, match=r"the model is a Linear: pass model=assay.load\(source\) or assay.wrap"
+    ):
+        rerun(plain.path, model=nn.Linear(2, 2))
+    monkeypatch.setattr(Toy, "made_by", "somewhere.toy(module)")
+    with pytest.raises(
+        BadInput, match=r"measured what no record holds: pass model=somewhere.toy\(module\).$"
+    ):
+        rerun(plain.path)
+    with pytest.raises(BadInput, match=r"the model is a Linear: pass model=somewhere.toy\(module\)"):
+        rerun(plain.path, model=nn.Linear(2, 2))
+    said = perform(Toy(seed=5), ToyModel(), out=tmp_path, origin={"subject": "toy.py:make"})
+    assert said.manifest["origin"] == {"subject": "toy.py:make"}
+    with pytest.raises(BadInput, match="`assay rerun` makes it again"):
+        rerun(said.path)
+    again = rerun(said.path, model=ToyModel())
+    assert again.result.manifest["origin"] == said.manifest["origin"]
+    assert (
+        perform(Toy(seed=5), ToyModel(), out=tmp_path).path == said.path
+    )  # which says where from, and not what
+
+
 def test_a_list_of_runs(tmp_path: Path):
     finished = perform(Toy(), ToyModel(), out=tmp_path)
     with pytest.raises(ArithmeticError):

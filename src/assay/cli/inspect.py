@@ -195,7 +195,7 @@ def rerun(
 ) -> int:
     """Repeat a run from its record, and tell whether the same numbers come out.
 
-    Exit code 1 when they are not the same to the last bit.
+    Exit code 1 when they are not the same to the last bit. A run of FILE.py:FUNCTION calls that function again.
 
     Args:
         run: The run folder.
@@ -203,10 +203,18 @@ def rerun(
         as_json: Write JSON to stdout, and nothing else.
         quiet: No progress.
     """
+    from assay.runs.folder import read_manifest
     from assay.runs.rerun import rerun as repeat
 
+    record = read_manifest(run)
+    model = None
+    if "origin" in record:
+        from assay.cli.trajectory import made_again
+
+        note(f"loading {record['model']['source']}", quiet=quiet)
+        model = made_again(record)
     with shown("repeating", quiet=quiet) as progress:
-        found = repeat(run, progress=progress, out=out)
+        found = repeat(run, model=model, progress=progress, out=out)
     page = found.result.report()
     if as_json:
         print_json(

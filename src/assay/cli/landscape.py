@@ -41,6 +41,8 @@ LOSS_HELP = (
 MASK_HELP = (
     "Sample only this: head.3.5 or mlp.3 of a language model, or parameters by name (* and ? allowed)."
 )
+OWN = re.compile(r"(.+\.py)(?::(.*))?")
+"""A file of the user's, and a function in it."""
 CONTEXT_HELP = "Tokens in a row of the text; 256, or as many as the model's context has, when not given."
 
 
@@ -70,7 +72,7 @@ class Subject(NamedTuple):
     loss: str | None
     mask: str | None
     context: int | None
-    trust_remote_code: bool
+    trust_remote_code: bool = False
 
     def made(self, loading: Loading) -> tuple[nn.Module | Model, Any, Any]:
         """Give module, loss and data.
@@ -78,7 +80,7 @@ class Subject(NamedTuple):
         Raises:
             BadInput: no such file, function or model, or a function that returns something else.
         """
-        place = re.fullmatch(r"(.+\.py)(?::(.*))?", self.subject)
+        place = OWN.fullmatch(self.subject)
         if place:
             if self.data is not None or self.context is not None:
                 raise BadInput(f"{self.subject} returns its own data: leave DATA and --context out.")
@@ -91,6 +93,21 @@ class Subject(NamedTuple):
             )
         model = loading.load(self.subject)
         return model, self.loss, token_rows(model, self.data, context=self.context)
+
+    def lasting(self) -> dict[str, Any]:
+        """Give the same for a record: with paths that are good from any folder, without leave to run others' code."""
+        place = OWN.fullmatch(self.subject)
+        file = place[1] if place else self.subject
+        words = self._replace(
+            subject=lasting(file) + self.subject.removeprefix(file), data=self.data and lasting(self.data)
+        )
+        return {name: word for name, word in words._asdict().items() if name != "trust_remote_code"}
+
+
+def lasting(word: str) -> str:
+    """Give a path that is good from any folder; a word that is no path stays."""
+    path = Path(word).expanduser()
+    return str(path.resolve()) if path.exists() else word
 
 
 def call(file: Path, function: str) -> tuple[Any, Any, Any]:
@@ -149,15 +166,17 @@ class Prepared(NamedTuple):
         parts: the verb's first arguments.
         settings: the verb's others, by name.
         rebuild: makes the same once more in another process.
+        origin: of what the record says it was made.
     """
 
     parts: tuple[Any, ...]
     settings: dict[str, Any]
     rebuild: Callable[..., Any]
+    origin: dict[str, Any]
 
 
 def _sampled(subject: Subject, settings: dict[str, Any], said: Set[str], loading: Loading) -> Prepared:
-    return Prepared(subject.made(loading), settings, partial(rebuild, subject))
+    return Prepared(subject.made(loading), settings, partial(rebuild, subject), subject.lasting())
 
 
 def command(
@@ -190,7 +209,8 @@ def command(
         )
         note(f"loading {subject.subject}", quiet=running.quiet)
         ready = prepare(subject, words, said, loading)
-        whole = partial(verb, *ready.parts, mask=subject.mask, source=subject.subject, **ready.settings)
+        known = {"mask": subject.mask, "source": subject.subject, "origin": ready.origin}
+        whole = partial(verb, *ready.parts, **ready.settings, **known)
         return measured(whole, verb.__name__.replace("_", " "), running, ready.rebuild)
 
     return dressed(run, verb, shown)

@@ -1,12 +1,13 @@
 """The command that follows a training: checkpoints in folders, or an experiment that is trained on the spot."""
 
 import inspect
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from cyclopts import Parameter, validators
 
+from assay.cli import landscape
 from assay.cli.landscape import (
     CONTEXT_HELP,
     DATA_HELP,
@@ -15,12 +16,15 @@ from assay.cli.landscape import (
     Prepared,
     Subject,
     command,
+    lasting,
 )
 from assay.cli.measure import offered, settings_of
 from assay.cli.options import Loading
 from assay.errors import BadInput
 from assay.landscape.checkpoints import Course, course
 from assay.landscape.experiments import EXPERIMENTS, experiment
+from assay.landscape.losses import loss_name
+from assay.landscape.target import Target
 from assay.landscape.trajectory import trajectory as verb
 
 SUBJECT_HELP = (
@@ -70,6 +74,16 @@ class Training(NamedTuple):
             )
         return (*self.subject.made(loading), list(self.folders)), given
 
+    def lasting(self) -> dict[str, Any]:
+        """Give the same for a record: with paths that are good from any folder."""
+        return {
+            **self._asdict(),
+            "folders": [*map(lasting, self.folders)],
+            "subject": {**self.subject.lasting(), "subject": self.subject.subject}
+            if self.subject.subject in EXPERIMENTS
+            else self.subject.lasting(),
+        }
+
 
 def rebuild(training: Training, source: str, *, device: str, dtype: str) -> Course:
     """Make the course once more in another process; see `LocalProcesses`."""
@@ -77,6 +91,34 @@ def rebuild(training: Training, source: str, *, device: str, dtype: str) -> Cour
     loading = Loading(device=device, dtype=dtype, trust_remote_code=trust)  # type: ignore[arg-type]
     parts, settings = training.made(loading)
     return course(*parts, sampled=settings.get("sampled"), mask=training.subject.mask, source=source)
+
+
+def made_again(record: Mapping[str, Any]) -> Target | Course:
+    """Make what a command measured from what it was given.
+
+    Args:
+        record: of a run that says it, as ``origin``.
+
+    Raises:
+        BadInput: what was given is no longer there, or has another loss.
+    """
+    origin, model, settings = record["origin"], record["model"], record["settings"]
+    kept = {"source": model["source"], "device": model["device"], "dtype": model["dtype"]}
+    if "folders" in origin:
+        words: dict[str, Any] = {**origin, "folders": tuple(origin["folders"])}
+        words["subject"] = landscape.Subject(**origin["subject"])
+        made: Target | Course = rebuild(Training(**words), **kept)
+        losses = {"loss": made.plain.loss, "sampled": made.sampled or made.plain.loss}
+    else:
+        made = landscape.rebuild(landscape.Subject(**origin), **kept)
+        losses = {"loss": made.loss}
+    for name, loss in losses.items():
+        if loss_name(loss) != settings[name]:
+            raise BadInput(
+                f"the run's {name} was {settings[name]!r}, {model['source']} now gives {loss_name(loss)!r}: it was "
+                "edited since, so that other numbers would come out."
+            )
+    return made
 
 
 def _signature() -> inspect.Signature:
@@ -109,7 +151,7 @@ def _prepared(subject: Subject, words: dict[str, Any], said: Set[str], loading: 
     parts, settings = training.made(loading)
     # settings of one's own go before those of an experiment
     own = {name: value for name, value in words.items() if name in said or name not in settings}
-    return Prepared(parts, {**settings, **own}, partial(rebuild, training))
+    return Prepared(parts, {**settings, **own}, partial(rebuild, training), training.lasting())
 
 
 trajectory = command(verb, _signature(), _prepared)

@@ -23,13 +23,13 @@ from typing import ClassVar, Literal, Unpack, cast
 import numpy as np
 import torch
 import xarray as xr
-from numpy.random import SeedSequence
 from torch import Tensor, nn
 
 from assay.errors import BadInput
 from assay.estimates.checks import Check, graded
 from assay.landscape.calibration import Aim, run
 from assay.landscape.chains import Chains, walk
+from assay.landscape.chance import chain_seeds
 from assay.landscape.estimators import NUMBERS, Draws, mean
 from assay.landscape.learning_coefficient import LearningCoefficient
 from assay.landscape.learning_coefficient_checks import minimum
@@ -90,6 +90,7 @@ class Calibrate(Measurement):
     """
 
     name: ClassVar[str] = "calibrate"
+    made_by: ClassVar[str | None] = "assay.landscape.target.target(module, loss, data, mask=...)"
     revision: ClassVar[int] = 5
     data: str
     loss: str
@@ -164,11 +165,11 @@ class Calibrate(Measurement):
 
     def _chains(self, model: Target, settings: Sequence[tuple[float, float]]) -> Chains:
         """Lay out the chains of settings (step size, n beta) as one row; a chain has the same seed at every one."""
-        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(self.chains)]
+        seeds = chain_seeds(self.seed, range(self.chains))
         epsilon, beta = torch.tensor(settings, dtype=torch.float64).repeat_interleave(self.chains, 0).T
         masks = None if model.mask is None else model.mask[None]
         gamma, batch = torch.full_like(epsilon, self.localization), self.at().batch(model)
-        return Chains(tuple(seeds * len(settings)), epsilon, beta, gamma, masks, batch)
+        return Chains(seeds * len(settings), epsilon, beta, gamma, masks, batch)
 
     def measure(self, model: Target, unit: Unit, shared: Plane) -> Pieces:
         """Walk the chains of some settings as one."""

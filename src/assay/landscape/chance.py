@@ -5,7 +5,7 @@ long a block is depends on the size of a step alone, so that a chain sees the sa
 chains of equal seeds they are drawn once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ BLOCK = 2**13
 """Numbers that a chain draws at a time, at least one step's."""
 SEGMENT = 2**22
 """Coordinates whose noise is one stream on the CPU, so that segments can be drawn side by side."""
+
+
+def chain_seeds(seed: int, chains: Iterable[int]) -> tuple[int, ...]:
+    """Give the seeds of chains by their numbers: the same in whatever group, and at whatever setting, one walks.
+
+    Args:
+        seed: of the run.
+        chains: their numbers.
+    """
+    return tuple(int(SeedSequence([seed, number]).generate_state(1)[0]) for number in chains)
 
 
 class Streams:

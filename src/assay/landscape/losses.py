@@ -164,7 +164,7 @@ def loss_name(loss: Loss | str) -> str:
     """
     found = find_loss(loss)
     found = found.preset if isinstance(found, Recomputed) else found
-    known = next((name for name, preset in PRESETS.items() if preset is found), None)
-    if known:
-        return known
-    return identity(found.of if isinstance(found, OutputLoss | AnchorLoss) else found)
+    own = found.of if isinstance(found, OutputLoss | AnchorLoss) else found
+    # a loss to the anchor is called the same before it is bound to one and after
+    known = (name for name, preset in PRESETS.items() if getattr(preset, "of", preset) is own)
+    return next(known, None) or identity(own)

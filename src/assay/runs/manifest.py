@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -50,13 +50,16 @@ class Measurable(Protocol):
         ...
 
 
-def describe(measurement: Measurement, model: Measurable, plan: Sequence[Unit]) -> dict[str, Any]:
+def describe(
+    measurement: Measurement, model: Measurable, plan: Sequence[Unit], origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write the record of a run that is about to begin.
 
     Args:
         measurement: what will be measured.
         model: on what.
         plan: its units.
+        origin: what a command made the model of; left out where there is none.
 
     Returns:
         JSON values; the format is described in ``docs/runs.md``.
@@ -80,6 +83,7 @@ def describe(measurement: Measurement, model: Measurable, plan: Sequence[Unit]) 
     return {
         "id": f"{measurement.name}-{_identity(record)}",
         **record,
+        **({"origin": dict(origin)} if origin is not None else {}),
         "status": "running",
         "started": now(),
         "finished": None,

@@ -61,11 +61,13 @@ class Measurement(ABC):
     Attributes:
         name: what run folders, the command line and the chart module are called.
         revision: raised whenever the same settings give other numbers, so that no old folder is continued.
+        made_by: the call that makes what is measured, where this is more than a model that `assay.load` gives.
         registry: every measurement known so far, by name.
     """
 
     name: ClassVar[str]
     revision: ClassVar[int] = 1
+    made_by: ClassVar[str | None] = None
     registry: ClassVar[dict[str, type["Measurement"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -23,11 +23,14 @@ class RunOptions(TypedDict, total=False):
         out: folder under which the run folder is made, or found and continued; None keeps all in memory.
         progress: called after every unit.
         executor: where units are measured; by default one after the other in this process.
+        origin: what a command made the model of, in JSON values; the record keeps it, so that ``assay rerun`` can make
+            it once more.
     """
 
     out: Path | str | None
     progress: Callable[[Progress], None] | None
     executor: Executor | None
+    origin: Mapping[str, Any] | None
 
 
 def perform(measurement: Measurement, model: Measurable, **run: Unpack[RunOptions]) -> Result:
@@ -49,7 +52,7 @@ def perform(measurement: Measurement, model: Measurable, **run: Unpack[RunOption
     measurement = from_settings(measurement.name, settings(measurement))
     out = run.get("out")
     plan = _planned(measurement, model)
-    record = describe(measurement, model, plan)
+    record = describe(measurement, model, plan, run.get("origin"))
     if out is None:
         return perform_in(Memory(record), measurement, model, plan, run)
     path = Path(out) / record["id"]

@@ -37,30 +37,38 @@ def rerun(folder: str | Path, *, model: Any = None, **run: Unpack[RunOptions]) -
 
     Args:
         folder: the run folder to repeat.
-        model: the model; by default it is loaded from the recorded source.
+        model: the model; by default it is loaded from the recorded source. Where more than a model was measured, what
+            the measurement's ``made_by`` gives.
         run: see `RunOptions`; ``out`` is by default the folder that holds ``folder``.
 
     Returns:
         The new result, and whether it is the same to the last bit.
 
     Raises:
-        BadInput: when the folder is not a finished run, or weights or configuration are not those it measured.
+        BadInput: when the folder is not a finished run, weights or configuration are not those it measured, or it
+            measured more than a model and no `model` is passed.
     """
     path = Path(folder)
     old = Result.load(path)
-    recorded = old.manifest["model"]
+    recorded, origin = old.manifest["model"], old.manifest.get("origin")
+    made_by = old.measurement.made_by or "assay.load(source) or assay.wrap(module)"
     if model is None:
+        if old.measurement.made_by is not None:
+            known = " `assay rerun` makes it again, as the command did that made the run." if origin else ""
+            raise BadInput(f"{path} measured what no record holds: pass model={made_by}.{known}")
         model = load(recorded["source"], device=recorded["device"], dtype=recorded["dtype"])
+    if not callable(getattr(model, "weight_hash", None)):
+        raise BadInput(f"the model is a {type(model).__name__}: pass model={made_by}.")
     hashes = {"weight_hash": model.weight_hash(), "architecture_hash": architecture(model.module)}
     for name, found in hashes.items():
         if recorded.get(name, found) != found:  # records of older versions have no hash of the architecture
             raise BadInput(
                 f"{path} measured a model of {name} {recorded[name][:12]}, {recorded['source']!r} now has "
-                f"{found[:12]}. A rerun needs the same weights and configuration: pass them as `model`."
+                f"{found[:12]}. A rerun needs the same weights and configuration: pass model={made_by}."
             )
     measurement = from_settings(old.measurement.name, old.manifest["settings"])
     plan = list(measurement.plan(model))
-    record = describe(measurement, model, plan)
+    record = describe(measurement, model, plan, origin)
     fresh = _fresh(Path(run.get("out") or path.resolve().parent), record["id"])
     result = perform_in(RunFolder(fresh, record), measurement, model, plan, run)
     names = sorted({*map(str, old.dataset.variables), *map(str, result.dataset.variables)})
