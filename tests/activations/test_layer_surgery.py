@@ -119,6 +119,7 @@ def test_a_layer_that_writes_nothing_can_be_left_out(make_tiny_llama: Any) -> No
     kl = result.dataset["effect"].sel(metric="kl_from_clean")
     idle = ["delete.2", "repeat.2", "swap.1.2", "swap.2.3"]
     assert (kl.sel(surgery=idle) <= NATS).all() and (kl.drop_sel(surgery=idle) > 100 * NATS).all()
+    assert (result.dataset["q_value"].sel(metric="loss_difference", surgery=idle) > 0.05).all()
     assert [c.verdict for c in result.checks if c.code in ("S301", "S303")] == ["pass", "pass"]
 
 
