@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import assay
 from assay.activations.direct_logit_attribution import DirectLogitAttribution
@@ -17,12 +18,12 @@ from reference.direct_logit_attribution_slow import SlowAttribution
 LOGITS = 2e-5  # float32: parts of size 10, summed in another order
 PROMPTS = ((5, 17, 23, 42, 8, 61, 9), (4, 17, 30), (9, 3, 23, 55, 8))
 ANSWERS, FOILS = (7, 19, 88), (12, 12, 90)
-POST_NORM, HIDDEN, CAPPED = "gemma2", "mixtral", "cohere"
+POST_NORM, HIDDEN = "gemma2", "mixtral"
 LINEAR = [
     name
     for name, family in FAMILIES.items()
     if family.has_neurons and family.post_norms == (None, None) and family.soft_cap is None
-    and family.logit_scale == 1 and family.norm is not None and not family.norm_after_add
+    and family.norm is not None and not family.norm_after_add
 ]  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_every_component_is_written_out(kind: Any, model: Model, difference: boo
     for name in dataset["component"].values:
         cell = dataset.sel(component=name)
         shares = np.array([twin.attribution(twin.component(name)) for twin in twins])
-        effects = np.array([twin.direct_effect(name) for twin in twins])
+        effects = np.array([twin.direct_effect(twin.component(name)) for twin in twins])
         np.testing.assert_allclose(cell["attribution"], shares.mean(), rtol=0, atol=LOGITS)
         np.testing.assert_allclose(cell["direct_effect"], effects.mean(), rtol=0, atol=LOGITS)
         stderr = (shares - effects).std(ddof=1) / np.sqrt(3)
@@ -61,16 +62,40 @@ def test_every_component_is_written_out(kind: Any, model: Model, difference: boo
     )  # freezing is not free, and it is shown
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_odd_width_adds_up(bias: bool) -> None:
+    """A probe of the norm's weight needs the mean 0, which alternating signs of an odd number do not have."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=101, n_embd=33, n_head=3, n_layer=2, n_positions=32)
+        module = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        norm = module.transformer.ln_f
+        norm.weight += torch.randn(33, generator=generator)
+        norm.bias += float(bias) * torch.randn(33, generator=generator)
+    result = attribute(wrap(module), baseline_tokens=0)
+    assert float(result.dataset["sum_error"]) < LOGITS
+
+
 def test_the_strongest_neurons_are_written_out(kind: Any, model: Model) -> None:
-    dataset = attribute(model, PROMPTS[:1], top_neurons=3).dataset
-    twin = SlowAttribution(kind, model.module, PROMPTS[0], ANSWERS[0], FOILS[0])
+    """Of the mean over prompts; with what removing them truly takes away."""
+    dataset = attribute(model, PROMPTS[:2], top_neurons=3).dataset
+    rows = list(zip(PROMPTS, ANSWERS, FOILS, strict=True))[:2]
+    twins = [SlowAttribution(kind, model.module, *row) for row in rows]
     for layer in range(3):
-        every = np.array([twin.neuron(layer, index) for index in range(56)])
-        order = np.abs(every).argsort()[::-1][:3]
-        assert dataset["top_neuron"].sel(block=layer).values.tolist() == order.tolist()
+        block = dataset.sel(block=layer)
+        shares = [[twin.attribution(twin.neuron(layer, i)) for i in range(56)] for twin in twins]
+        mean = np.mean(shares, 0)
+        order = np.abs(mean).argsort()[::-1][:3]
+        assert block["top_neuron"].values.tolist() == order.tolist()
+        np.testing.assert_allclose(block["top_neuron_attribution"], mean[order], rtol=0, atol=LOGITS)
+        effects = [[twin.direct_effect(twin.neuron(layer, i)) for i in order] for twin in twins]
         np.testing.assert_allclose(
-            dataset["top_neuron_attribution"].sel(block=layer), every[order], rtol=0, atol=LOGITS
+            block["top_neuron_direct_effect"], np.mean(effects, 0), rtol=0, atol=LOGITS
         )
+        stderr = abs(np.subtract(*effects)) / 2
+        np.testing.assert_allclose(block["top_neuron_direct_effect_stderr"], stderr, rtol=0, atol=LOGITS)
     assert "top_neuron" not in attribute(model, PROMPTS[:1], top_neurons=0).dataset
 
 
@@ -136,9 +161,10 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
         ("llama", {"foil": [1, 2]}, "2 values of foil"),
         ("llama", {"top_neurons": -1}, "top_neurons"),
         ("llama", {"baseline_tokens": -1}, "baseline_tokens"),
+        ("llama", {"seed": -1}, "seed"),
         (POST_NORM, {}, "normalises what a block writes"),
         (HIDDEN, {}, "does not compute mlp_act"),
-        (CAPPED, {}, "a soft cap or a scale"),
+        (POST_NORM, {"heads": False, "top_neurons": 0}, "a soft cap"),
         ("opt-post-norm", {}, "no final norm"),
     ],
 )

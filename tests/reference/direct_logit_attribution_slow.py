@@ -1,5 +1,6 @@
 """Slow but obvious direct logit attribution: norms and projections written out, one component after the other."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class SlowAttribution:
     answer: int
     foil: int | None
 
+    @functools.cache  # noqa: B019 (a twin lives as long as its test)
     def site(self, name: str) -> Tensor:
         return naive_capture(self.kind, self.module, torch.tensor([self.prompt]), name)[0, -1].double()
 
@@ -83,11 +85,11 @@ class SlowAttribution:
         row = unembed[self.answer] - (0 if self.foil is None else unembed[self.foil])
         return float((vector / scale * norm.weight.detach().double() * row).sum())
 
-    def direct_effect(self, name: str) -> float:
-        """What is lost without the component, the norm computed anew."""
+    def direct_effect(self, vector: Tensor) -> float:
+        """What is lost without a vector, the norm computed anew."""
         resid = self.site(f"resid_post.{self.module.config.num_hidden_layers - 1}")
-        return self.read(resid) - self.read(resid - self.component(name))
+        return self.read(resid) - self.read(resid - vector)
 
-    def neuron(self, layer: int, index: int) -> float:
-        """The share of one neuron."""
-        return self.attribution(self.site(f"mlp_act.{layer}")[index] * self.written("down", layer)[index])
+    def neuron(self, layer: int, index: int) -> Tensor:
+        """What one neuron writes, (d_model,)."""
+        return self.site(f"mlp_act.{layer}")[index] * self.written("down", layer)[index]

@@ -12,10 +12,10 @@ difference. A head's share is what its part of z writes through the output proje
 its output weights.
 
 Frozen is not true: without :math:`x_c` the norm would have another scale. The true direct effect, the logit minus the
-logit of :math:`x - x_c`, stands beside each attribution. Sources: Elhage et al. 2021, A Mathematical Framework for
-Transformer Circuits; nostalgebraist 2020; Wang et al., 2211.00593.
+logit of :math:`x - x_c`, stands beside each attribution, of neurons beside those that are named. Sources: Elhage et
+al. 2021, A Mathematical Framework for Transformer Circuits; nostalgebraist 2020; Wang et al., 2211.00593.
 
-Cost: one forward a prompt, and one unembedding a component.
+Cost: one forward a prompt, and one unembedding a component and named neuron.
 
 Limits: only the direct path is seen; a component may matter through others (:func:`assay.ablate`, :func:`assay.patch`).
 """
@@ -45,6 +45,21 @@ from assay.runs.result import Result
 PER_PROMPT = ("attribution", "direct_effect", "freezing_error")
 
 
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What every unit starts from.
+
+    Attributes:
+        paths: of each prompt.
+        neurons: the attribution of every neuron, (prompt, block, neuron); empty where they are not asked for.
+        top: the neurons with the largest mean attribution, (block, rank); likewise.
+    """
+
+    paths: list[DirectPath]
+    neurons: Tensor
+    top: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class DirectLogitAttribution(Measurement):
     """What each component writes straight into a logit.
@@ -56,10 +71,11 @@ class DirectLogitAttribution(Measurement):
         heads: attribute the heads of each attention too.
         top_neurons: neurons named in each block, by the size of their mean attribution; 0 for none.
         baseline_tokens: random tokens, or pairs of them, whose logits are attributed too; 0 for none.
-        seed: of the random tokens.
+        seed: of the random tokens, 0 or more.
     """
 
     name: ClassVar[str] = "direct_logit_attribution"
+    revision: ClassVar[int] = 2
     prompts: tuple[Tokens, ...]
     answers: Tokens
     foils: Tokens = ()
@@ -67,6 +83,17 @@ class DirectLogitAttribution(Measurement):
     top_neurons: int = 5
     baseline_tokens: int = 16
     seed: int = 0
+
+    def prepare(self, model: Model) -> Shared:
+        """Run every prompt, and find the strongest neurons of all of them."""
+        several = self.top_neurons > 0
+        paths = [direct_path(model, row, heads=self.heads, neurons=several) for row in self.prompts]
+        if not several:
+            return Shared(paths, torch.zeros(0), torch.zeros(0))
+        found = [path.neurons(path.direction(*self._tokens(i))[0]) for i, path in enumerate(paths)]
+        neurons = torch.stack(found)
+        top = neurons.mean(0).abs().topk(min(self.top_neurons, neurons.shape[-1])).indices
+        return Shared(paths, neurons, top)
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """One unit a prompt.
@@ -79,18 +106,17 @@ class DirectLogitAttribution(Measurement):
                 raise BadInput(f"{len(ids)} values of {what} for {len(self.prompts)} prompts: give one each")
         if not self.prompts:
             raise BadInput("no prompt was given: the list is empty")
-        if self.top_neurons < 0 or self.baseline_tokens < 0:
-            raise BadInput("top_neurons and baseline_tokens must be at least 0")
+        if min(self.top_neurons, self.baseline_tokens, self.seed) < 0:
+            raise BadInput("top_neurons, baseline_tokens and seed must be at least 0")
         return [Unit(f"prompt-{i:05d}", {"prompt": i}, cost=len(row)) for i, row in enumerate(self.prompts)]
 
-    def measure(self, model: Model, unit: Unit, shared: None) -> Pieces:
+    def measure(self, model: Model, unit: Unit, shared: Shared) -> Pieces:
         """Attribute the logit that follows one prompt."""
         index = unit.detail["prompt"]
-        path = direct_path(model, self.prompts[index], heads=self.heads, neurons=self.top_neurons > 0)
-        answer, foil = self.answers[index], self.foils[index] if self.foils else None
+        path, (answer, foil) = shared.paths[index], self._tokens(index)
         direction, constant = path.direction(answer, foil)
         attribution = path.parts.double() @ direction
-        effect = path.removed(answer, foil)
+        effect = path.removed(path.parts, answer, foil)
         pieces = {
             "attribution": attribution,
             "direct_effect": effect,
@@ -99,7 +125,11 @@ class DirectLogitAttribution(Measurement):
             "target": path.target(path.logits, answer, foil),
         }
         if self.top_neurons:
-            pieces["neurons"] = path.neurons(direction)
+            written = path.written(shared.top)
+            pieces["top_neuron"] = shared.top
+            pieces["top_neuron_attribution"] = shared.neurons[index].gather(-1, shared.top)
+            effect = path.removed(written.flatten(0, 1), answer, foil)
+            pieces["top_neuron_direct_effect"] = effect.unflatten(0, shared.top.shape)
         if self.baseline_tokens:
             pieces["random"] = self._random(model, path, index)
         return pieces
@@ -134,14 +164,9 @@ class DirectLogitAttribution(Measurement):
             "head": ("component", [head for _, _, _, head in labels]),
         }
         if self.top_neurons:
-            neurons = torch.stack([piece["neurons"] for piece in units])  # prompt, block, neuron
-            top = neurons.mean(0).abs().topk(min(self.top_neurons, neurons.shape[-1])).indices
-            variables["top_neuron"] = (("block", "rank"), top.numpy())
-            put(
-                "top_neuron_attribution",
-                ("block", "rank"),
-                neurons.gather(-1, top.expand(len(units), -1, -1)),
-            )
+            variables["top_neuron"] = (("block", "rank"), units[0]["top_neuron"].numpy())
+            for name in ("top_neuron_attribution", "top_neuron_direct_effect"):
+                put(name, ("block", "rank"), torch.stack([piece[name] for piece in units]))
             coordinates["block"] = np.arange(model.n_layers)
         return xr.Dataset(variables, coordinates, self._attributes(model))
 
@@ -150,9 +175,15 @@ class DirectLogitAttribution(Measurement):
         return direct_path_checks(dataset)
 
     def memory(self, model: Model) -> int:
-        """The captured activations of a prompt, and the components' logits a few rows at a time."""
+        """What every prompt's components write, the activations of one, and the logits a few rows at a time."""
         length = max(len(row) for row in self.prompts)
-        return 4 * (8 * model.n_layers * length * model.d_model + 256 * model.parts.vocabulary)
+        parts = 2 + (model.parts.blocks[0].n_heads if self.heads else 0)
+        kept = len(self.prompts) * (parts * model.n_layers * model.d_model + model.parts.vocabulary)
+        return 4 * (kept + 8 * model.n_layers * length * model.d_model + 256 * model.parts.vocabulary)
+
+    def _tokens(self, index: int) -> tuple[int, int | None]:
+        """A prompt's answer and foil."""
+        return self.answers[index], self.foils[index] if self.foils else None
 
     def _random(self, model: Model, path: DirectPath, index: int) -> Tensor:
         """Mean size of the attributions to random tokens, (component,)."""
@@ -210,7 +241,8 @@ def direct_logit_attribution(
         A result whose dataset holds ``attribution[component]``, ``direct_effect`` and their difference
         ``freezing_error``, each with ``_stderr``, ``_low`` and ``_high`` over prompts; ``constant`` and ``target``,
         which the embedding, the attentions, the MLPs and the constant add up to (``sum_error``); the strongest neurons
-        of each block; and ``baseline_attribution``, the mean size for random tokens.
+        of each block, with ``top_neuron_attribution`` and ``top_neuron_direct_effect``; and ``baseline_attribution``,
+        the mean size for random tokens.
 
     Raises:
         BadInput: an answer of several tokens, or a model whose logits are no linear map of its final norm, whose

@@ -33,6 +33,7 @@ class DirectPath:
         centring: the final norm subtracts the mean.
         activations: each block's neurons, (neuron,); empty where they are not asked for.
         factor: what every contribution is multiplied by before it is added to the stream.
+        logit_scale: what the unembedding's result is multiplied by: 1 but in a few families.
     """
 
     model: Model
@@ -45,6 +46,7 @@ class DirectPath:
     centring: bool
     activations: tuple[Tensor, ...]
     factor: float
+    logit_scale: float
 
     def direction(self, answer: int, foil: int | None) -> tuple[Tensor, Tensor]:
         """The vector that attributes, and the constant that no component owns.
@@ -63,19 +65,27 @@ class DirectPath:
         constant = self.bias @ row
         if isinstance(bias, Tensor):
             constant = constant + bias[answer].double() - (0 if foil is None else bias[foil].double())
-        direction = self.weight * row / self.scale
-        return (direction - direction.mean() if self.centring else direction), constant
+        direction = self.logit_scale * self.weight * row / self.scale
+        return (direction - direction.mean() if self.centring else direction), self.logit_scale * constant
 
     def target(self, logits: Tensor, answer: int, foil: int | None) -> Tensor:
         """The logit, or logit difference, of logits (..., vocabulary), in float64."""
         return (logits[..., answer].double() - (0 if foil is None else logits[..., foil].double())).detach()
 
-    def removed(self, answer: int, foil: int | None) -> Tensor:
-        """The true direct effect of each component: the target, minus the target without it; (component,)."""
+    def removed(self, vectors: Tensor, answer: int, foil: int | None) -> Tensor:
+        """The true direct effect of what is written: the target, minus the target without it.
+
+        Args:
+            vectors: as added to the stream, (vector, d_model).
+            answer: the token whose logit is the target.
+            foil: the token whose logit is subtracted, if any.
+
+        Returns:
+            (vector,), float64.
+        """
         blocks, found = Blocks(self.model), []
-        for start in range(0, len(self.parts), ROWS_AT_ONCE):
-            without = blocks.readout(self.resid - self.parts[start : start + ROWS_AT_ONCE])
-            found.append(self.target(without, answer, foil))
+        for some in vectors.split(ROWS_AT_ONCE):
+            found.append(self.target(blocks.readout(self.resid - some), answer, foil))
         return self.target(self.logits, answer, foil) - torch.cat(found)
 
     def neurons(self, direction: Tensor) -> Tensor:
@@ -88,6 +98,29 @@ class DirectPath:
                 written = (block.mlp_down(given[None, None])[0, 0] * direction.to(given)).sum()
             slope = torch.autograd.grad(written, given)[0]
             rows.append(self.factor * (activation.double() * slope.double()))
+        return torch.stack(rows)
+
+    def written(self, neurons: Tensor) -> Tensor:
+        """What some neurons of each block write.
+
+        Args:
+            neurons: their numbers, (block, neuron).
+
+        Returns:
+            (block, neuron, d_model).
+        """
+        rows = []
+        for block, activation, some in zip(
+            self.model.parts.blocks, self.activations, neurons.to(self.resid.device), strict=True
+        ):
+            assert block.mlp_down is not None  # direct_path has refused others
+            alone = torch.zeros(len(some) + 1, len(activation)).to(
+                activation
+            )  # the last row is the bias alone
+            alone[torch.arange(len(some)), some] = activation[some]
+            with torch.no_grad():
+                out = block.mlp_down(alone[None])[0]
+            rows.append(self.factor * (out[:-1] - out[-1]))
         return torch.stack(rows)
 
 
@@ -122,12 +155,10 @@ def direct_path(model: Model, tokens: Tokens, *, heads: bool, neurons: bool) -> 
             parts.append(factor * _heads(model, layer, seen[f"z.{layer}"]))
     weight, bias, centring = _norm(model)
     activations = tuple(seen[f"mlp_act.{layer}"] for layer in layers) if neurons else ()
-    path = DirectPath(
+    return DirectPath(
         model, torch.cat(parts), resid, seen["logits"], weight, bias, seen["final_norm_scale"].double(), centring,
-        activations, factor,
+        activations, factor, _logit_scale(model, seen["final_norm"], seen["logits"]),
     )  # fmt: skip
-    _require_linear(model, seen["final_norm"], seen["logits"])
-    return path
 
 
 def _require(model: Model, *, heads: bool, neurons: bool) -> None:
@@ -179,20 +210,26 @@ def _norm(model: Model) -> tuple[Tensor, Tensor, bool]:
     assert norm is not None  # direct_path has refused others
     centring = is_centring(norm, model.d_model)
     probe = torch.ones(model.d_model, dtype=model.dtype, device=model.device)
-    probe[::2] = -1  # mean 0, mean square 1
+    probe[::2] = -1
+    if model.d_model % 2:
+        probe[-3:] = torch.tensor([1.0, 1.0, -2.0])  # mean 0 and no zero, of any width
     with torch.no_grad():
         bias = norm(torch.zeros_like(probe)[None, None])[0, 0].double()
         seen = norm(probe[None, None])[0, 0].double()
         scale = divisor(norm, probe[None, None].double())[0, 0]
-    return (seen - bias) * probe.double() * scale, bias, centring
+    return (seen - bias) / probe.double() * scale, bias, centring
 
 
-def _require_linear(model: Model, normed: Tensor, logits: Tensor) -> None:
+def _logit_scale(model: Model, normed: Tensor, logits: Tensor) -> float:
+    """The constant that logits are multiplied by: 1 but in a few families."""
     with torch.no_grad():
-        expected = model.parts.unembed(normed[None, None])[0, 0]  # type: ignore[misc]
-    error = float((expected - logits).abs().max())
-    if error > TOLERANCE * float(logits.abs().max()):
+        plain = model.parts.unembed(normed[None, None])[0, 0].double()  # type: ignore[misc]
+    found = logits.double()
+    scale = float(plain @ found / (plain @ plain))
+    error = float((scale * plain - found).abs().max())
+    if error > TOLERANCE * float(found.abs().max()):
         raise BadInput(
-            f"{model.source}: the logits differ by {error:.2g} from the unembedding of the final norm (a soft cap or a "
-            "scale on them), so that they are no sum of attributions"
+            f"{model.source}: the logits differ by {error:.2g} from the unembedding of the final norm (a soft cap on "
+            "them), so that they are no sum of attributions"
         )
+    return 1.0 if abs(scale - 1) < TOLERANCE else scale
