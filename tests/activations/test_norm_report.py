@@ -1,6 +1,8 @@
 """The norm report against distributions compared by hand, on models whose truth is known, and refused."""
 
 import json
+import re
+from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,23 @@ def test_a_model_whose_norms_are_fixed_can_lose_them_exactly() -> None:
     assert found.dataset.attrs["fixed_norms"] == 7
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_of_the_identity_form_every_way_is_exact(kind: str, tmp_path: Any) -> None:
+    assay.norms.export(scale(wrap(FAMILIES[kind].build()), INPUTS, special=()), tmp_path)
+    found = report(assay.load(tmp_path, norms="identity"))
+    assert [str(way) for way in found.dataset["way"].values[: len(WAYS)]] == list(WAYS)
+    assert found.dataset["exact"].values.all() and (found.dataset["norm_scale"] == 1).all()
+    assert all(check.verdict == "pass" for check in found.checks if check.code.startswith("M"))
+
+
+def test_by_default_what_a_model_does_not_allow_is_left_out() -> None:
+    apart = report(scale(wrap(FAMILIES["gpt2"].build()), INPUTS), by_kind=False).dataset
+    assert list(apart["way"].values) == [way for way in WAYS if way != "remove"]
+    mixture = scale(wrap(FAMILIES["mixtral"].build()), INPUTS, special=())  # experts are not linear
+    left = report(assay.norms.remove(mixture), by_kind=False).dataset
+    assert list(left["way"].values) == [way for way in WAYS if way != "fold"]
+
+
 def test_a_loader_that_ignores_epsilon_is_detected(tmp_path: Any) -> None:
     model = wrap(FAMILIES["gpt2"].build())
     assay.norms.export(scale(model, INPUTS, special=()), tmp_path)
@@ -219,3 +238,11 @@ def test_one_input_has_no_interval_and_settings_round_trip() -> None:
 def test_bad_input_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         report(wrap(FAMILIES["llama"].build()), **changed)
+
+
+@pytest.mark.parametrize("changed", [{"ways": "fold"}, {"special": 0}])
+def test_one_value_where_several_belong_is_refused(changed: dict[str, Any]) -> None:
+    unchecked = unwrap(assay.norms.report)  # the types of arguments are checked in tests only
+    ((name, value),) = changed.items()
+    with pytest.raises(BadInput, match=re.escape(f"{name}=({value!r},)")):
+        unchecked(wrap(FAMILIES["llama"].build()), INPUTS, **changed)

@@ -10,9 +10,7 @@ and the largest difference of any logit, in the model's own dtype and in float64
 so by eight orders less in float64. Losses come with their quantiles over tokens, since a mean can be made by a few of
 them (GPT-2 XL without LayerNorm has a mean of 130 nats on the Pile, and a median of 1.1; Baroni et al. 2025,
 2507.02559). The scales themselves are given for every norm and position: a first token whose norm is a hundred times
-the others' needs a scale of its own.
-
-The baseline gives each norm the fixed scale of another one.
+the others' needs a scale of its own. The baseline gives each norm the fixed scale of another one.
 
 Cost: for each way a copy of the weights and two forwards an input; in float64 twice the weights again.
 
@@ -43,8 +41,8 @@ from assay.models.anatomy import text_config
 from assay.models.gauges import KeepFloat64
 from assay.models.model import Model, Tokens
 from assay.models.norms.finding import Norm, configured_epsilons, find_norms
-from assay.models.norms.fixing import frozen_at_each, norm_scales, remove, scale
-from assay.models.norms.folding import copied_model, fold
+from assay.models.norms.fixing import frozen_at_each, norm_scales, remove, scale, several
+from assay.models.norms.folding import copied_model, fold, obstacles_of
 from assay.runs.measurement import Measurement, Pieces, Unit
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
@@ -284,11 +282,9 @@ class NormReport(Measurement):
         check_inputs(self.inputs)
         if not self.ways or len(set(self.ways)) < len(self.ways):
             raise BadInput(f"ways={self.ways}: name some of {', '.join(WAYS)}, each once")
-        if any(not 0 <= position < len(self.inputs[0]) - 1 for position in self.special):
-            raise BadInput(
-                f"special={self.special}: the inputs have positions 0 to {len(self.inputs[0]) - 1}, of which some must "
-                "be ordinary"
-            )
+        last = len(self.inputs[0]) - 1
+        if any(not 0 <= position < last for position in self.special):
+            raise BadInput(f"special={self.special}: there are positions 0 to {last}, some ordinary")
         if "freeze_elsewhere" in self.ways and len(self.inputs) < 2:  # noqa: PLR2004
             raise BadInput("freeze_elsewhere takes the scales of another input, and there is one input only")
         if self.resamples < 2 or self.seed < 0 or self.float64_inputs < 0:  # noqa: PLR2004
@@ -339,14 +335,12 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
     Raises:
         BadInput: a model without norms, an empty data set, inputs of different lengths, or a setting out of range.
     """
-    if max_inputs is not None and max_inputs < 1:
-        raise BadInput(f"max_inputs={max_inputs}: give 1 or more")
-    inputs = inputs_of(model, texts, length, max_inputs)
-    placed = all(norm.axis >= 0 for norm in find_norms(model))
+    inputs, norms = inputs_of(model, texts, length, max_inputs), find_norms(model)
+    first = (0,) if all(norm.axis >= 0 for norm in norms) else ()
     measurement = NormReport(
         inputs=inputs,
-        ways=_possible(placed, len(inputs)) if ways is None else tuple(ways),
-        special=((0,) if placed else ()) if special is None else tuple(special),
+        ways=_possible(model, norms, len(inputs)) if ways is None else several("ways", ways),
+        special=first if special is None else several("special", special),
         float64_inputs=float64_inputs,
         by_kind=by_kind,
         baseline=baseline,
@@ -356,11 +350,17 @@ def norm_report(  # noqa: PLR0913 (a measurement's settings)
     return perform(measurement, model, **run)
 
 
-def _possible(placed: bool, inputs: int) -> tuple[Way, ...]:
-    """The ways that can be gone: positions have to be told apart, and another input has to be there."""
-    if not placed:
-        return ("fold", "scale", "remove")
-    return tuple(way for way in WAYS if inputs > 1 or way != "freeze_elsewhere")
+def _possible(model: Model, norms: Sequence[Norm], inputs: int) -> tuple[Way, ...]:
+    """The ways that can be gone with a model of these norms, and so many inputs."""
+    refused: set[Way] = set() if inputs > 1 else {"freeze_elsewhere"}
+    if any(norm.axis < 0 for norm in norms):
+        refused |= {"freeze", "freeze_elsewhere", "scale_all"}
+    if any(norm.by_position for norm in norms):
+        refused |= {"remove"}
+    left = [norm for norm in norms if not norm.is_identity]
+    if left and len(obstacles_of(model, left)) == len(left):
+        refused |= {"fold"}
+    return tuple(way for way in WAYS if way not in refused)
 
 
 def _logits(model: Model, row: Tokens) -> Tensor:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import snapshot_download
@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 from assay.errors import BadInput
+from assay.models.finite import require_finite
 from assay.models.gguf import cached_folder
 from assay.models.model import Model, wrap
 from assay.models.norms.epsilon import as_identity, require_range
@@ -88,14 +88,17 @@ def load(
 
     Raises:
         BadInput: the source is nothing of the above, cannot be reached, is damaged or incomplete, or holds
-            weights that are NaN or infinite; ``norms="identity"`` for a model whose norms are live, or float16 for one
-            whose weights are scaled up to switch them off.
+            weights that are NaN or infinite; ``norms="identity"`` for a model that has no norms, or whose norms are
+            live; float16 for one whose weights are scaled up to switch them off.
     """
     target, place = _dtype(dtype), _device(device)
+    if norms not in get_args(Norms):
+        raise BadInput(f"norms={norms!r}: give one of {', '.join(map(repr, get_args(Norms)))}")
     if str(source).startswith(PREFIX):
-        made = reference(str(source))
+        made = replace(reference(str(source)), source=str(source))
+        made = as_identity(made) if norms == "identity" else made
         made.module.to(place, target)
-        return replace(made, source=str(source))
+        return made
     folder = _folder(source, trust_remote_code)
     if folder is None:
         found = "a file of another kind" if Path(source).exists() else "nothing"
@@ -114,30 +117,6 @@ def load(
         model.module.to(target)
         require_finite(model.module)
     return model
-
-
-def require_finite(module: nn.Module) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        module: any module.
-
-    Raises:
-        BadInput: naming the parameters that hold such numbers.
-    """
-    damaged = [name for name, weights in module.named_parameters() if not _all_finite(weights.detach())]
-    if damaged:
-        rest = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        raise BadInput(
-            f"The weights hold NaN or infinite numbers in {', '.join(damaged[:NAMED])}{rest}. The file is "
-            "damaged, training diverged, or the dtype is too narrow (float16 ends at 65504: try bfloat16)."
-        )
-
-
-def _all_finite(weights: torch.Tensor) -> bool:
-    if not weights.is_floating_point() or not weights.numel() or weights.is_meta:
-        return True
-    return bool(torch.stack(torch.aminmax(weights)).isfinite().all())  # one pass; NaN wins over every number
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

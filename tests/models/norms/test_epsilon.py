@@ -1,6 +1,7 @@
 """Norms switched off by a huge epsilon: written, loaded as they are and as the identity, and refused."""
 
 import json
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,29 @@ def odd(model: Model) -> Model:
 def test_what_cannot_be_written_is_refused(make: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=message):
         export(make(), tmp_path)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model, file = without_norms("gpt2"), tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(BadInput, match="file is a file"):
+        export(model, file)
+    with pytest.raises(BadInput, match="is not empty"):
+        export(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and file.read_text() == "kept"
+    assert export(model, tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
+
+
+def test_another_word_for_norms_is_refused(tmp_path: Path) -> None:
+    export(without_norms("gpt2"), tmp_path)
+    for dtype in ("float32", "float16"):
+        with pytest.raises(BadInput, match="norms='Identity': give one of 'kept', 'identity'"):
+            unwrap(assay.load)(tmp_path, norms="Identity", dtype=dtype)
+
+
+def test_reference_material_is_not_loaded_as_the_identity() -> None:
+    with pytest.raises(BadInput, match="zoo:copier has no norms"):
+        assay.load("zoo:copier", norms="identity")
 
 
 def test_an_epsilon_that_switches_nothing_off_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Folding, freezing, scaling and removing norms: every family, against equations written by hand, and refused."""
 
+from collections.abc import Sequence
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -230,6 +232,27 @@ def test_scales_by_position_are_not_read_out_of_place() -> None:
         assay.ablate(model, IDS.tolist(), components=("mlp",))
 
 
+def test_of_identities_nothing_is_folded() -> None:
+    model = remove(scale(llama(), IDS, special=()))
+    folded = fold(model, centre=True)
+    assert torch.equal(in_float32(folded), in_float32(model))
+    assert folded.weight_hash() == model.weight_hash()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_differs_by_position_generates_without_a_cache(kind: str) -> None:
+    model = wrap(FAMILIES[kind].build())
+    fixed = scale(model, IDS, special=(0, 1))
+    written = fixed.module.generate(IDS[:1, :4], max_new_tokens=5, do_sample=False)
+    for end in range(4, 9):  # each token is the best after the whole text before it
+        assert int(in_float32(fixed, written[:, :end])[0, -1].argmax()) == int(written[0, end])
+    frozen = freeze(model, IDS[0, :6])
+    with pytest.raises(BadInput, match="reference of 6 tokens, the input has 7"):
+        frozen.module.generate(IDS[:1, :4], max_new_tokens=5, do_sample=False)
+    for other in (model, scale(model, IDS, special=())):
+        assert other.module.config.use_cache and other.module.generation_config.use_cache is not False
+
+
 class Bare(nn.Module):
     """A decoder without norms."""
 
@@ -243,6 +266,50 @@ class Bare(nn.Module):
 
 def without_norms() -> Model:
     return wrap(Bare().model)
+
+
+class SkipNorm(nn.Module):
+    """Called a norm, and the identity; with a gain an affine map."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+def skipped(paths: Sequence[str], gain: float = 1.0) -> Model:
+    module = FAMILIES["gpt2"].build().double()
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, SkipNorm(gain))
+    return wrap(module)
+
+
+def test_what_is_called_a_norm_and_passes_its_input_on_is_none() -> None:
+    model = skipped(["transformer.ln_f"])
+    assert [norm.name for norm in find_norms(model)] == ["ln1.0", "ln2.0", "ln1.1", "ln2.1", "ln1.2", "ln2.2"]
+    assert (logits(fold(model)) - logits(model)).abs().max() < EXACT
+    assert (logits(freeze(model, IDS[0]), IDS[:1]) - logits(model, IDS[:1])).abs().max() < EXACT
+
+
+def test_a_gain_that_is_no_weight_is_left_where_it_is() -> None:
+    class ScaledNorm(nn.Module):
+        def __init__(self, scale: Tensor) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(scale)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * self.scale
+
+    module = FAMILIES["llama"].build().double()
+    module.model.norm = ScaledNorm(2 * module.model.norm.weight.detach())
+    model = wrap(module)
+    assert obstacles(model) == {"final_norm": "its gain cannot be taken from it: it has scale"}
+    assert (logits(fold(model)) - logits(model)).abs().max() < EXACT
+    fixed = scale(model, IDS, special=())
+    assert (logits(fold(fixed)) - logits(fixed)).abs().max() < EXACT
 
 
 def refused_norm() -> Model:
@@ -280,6 +347,18 @@ def llama() -> Model:
     return wrap(FAMILIES["llama"].build())
 
 
+def mixtral() -> Model:
+    return wrap(FAMILIES["mixtral"].build())
+
+
+def infinite() -> Model:
+    model = llama()
+    with torch.no_grad():
+        model.module.model.norm.weight.mul_(1e6)
+    model.module.half()
+    return model
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -288,8 +367,16 @@ def llama() -> Model:
         (lambda: scale(without_norms(), IDS), "has no norms"),
         (lambda: remove(without_norms()), "has no norms"),
         (lambda: fold(refused_norm()), "neither a LayerNorm nor an RMSNorm"),
+        (lambda: fold(skipped(PATHS["gpt2"])), "has no norms: .* passes on what it is given"),
+        (lambda: fold(assay.load("zoo:copier")), "has no norms"),
+        (lambda: fold(skipped(["transformer.ln_f"], 2.0)), "final_norm.*neither a LayerNorm nor an RMSNorm"),
         (lambda: fold(gated()), r"v_proj.1.norm .GatedNorm. is given a gate"),
-        (lambda: fold(remove(scale(llama(), IDS, special=()))), "no norm that could be folded"),
+        (lambda: fold(remove(scale(mixtral(), IDS, special=()))), "no norm that could be folded: ln2.0 .no linear"),
+        (lambda: in_float32(freeze(llama(), IDS[0, :1])), "reference of 1 tokens, the input has 9"),
+        (lambda: scale(llama(), IDS, special=(0, 40)), "no text has a token at 40"),
+        (lambda: scale(llama(), IDS, only="ln1"), r"only=\('ln1',\)"),
+        (lambda: unwrap(scale)(llama(), IDS, special=0), r"special=\(0,\)"),
+        (lambda: find_norms(infinite()), "infinite numbers in model.norm.weight.*float16 ends at 65504"),
         (lambda: in_float32(freeze(llama(), IDS[0, :4])), "reference of 4 tokens, the input has 9"),
         (lambda: freeze(llama(), []), "no tokens"),
         (lambda: freeze(wrap(FAMILIES["opt"].build()), IDS[0]), "rows and positions as one axis"),

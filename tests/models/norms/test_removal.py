@@ -1,8 +1,10 @@
 """Removal by fine-tuning: served apart as by hand, recovering, stopping, resuming, written and read back, refused."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -309,9 +311,26 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     assert read.model.weight_hash() == removal.model.weight_hash()
     with pytest.raises(BadInput, match="state of another fine-tuning"):
         fine_tuned(tiny, dataclasses.replace(QUICK, seed=1), folder=tmp_path)
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(BadInput, match="is damaged"):
-        fine_tuned(tiny, folder=tmp_path)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    model = wrap(FAMILIES["gpt2"].build())
+    recipe = dataclasses.replace(QUICK, steps=1, start=1)
+    ids = torch.randint(3, 101, (200,), generator=torch.Generator().manual_seed(2))
+    remove_by_fine_tuning(model, ids, ids, recipe=recipe, folder=tmp_path)
+    record, tensors = tmp_path / "state.json", next(tmp_path.glob("*.safetensors"))
+    whole, cut = record.read_text(), tensors.read_bytes()[:1000]
+    for damaged in ("{", "{}", "[]"):
+        record.write_text(damaged)
+        with pytest.raises(BadInput, match="is damaged"):
+            remove_by_fine_tuning(model, ids, ids, recipe=recipe, folder=tmp_path)
+    record.write_text(whole)
+    for damage in (lambda: tensors.write_bytes(cut), tensors.unlink):
+        damage()
+        with pytest.raises(BadInput, match="is damaged"):
+            remove_by_fine_tuning(model, ids, ids, recipe=recipe, folder=tmp_path)
+    with pytest.raises(BadInput, match="state.json is a file"):
+        remove_by_fine_tuning(model, ids, ids, recipe=recipe, folder=record)
 
 
 def test_a_state_belongs_to_a_configuration_too(tmp_path: Path) -> None:
@@ -328,7 +347,7 @@ def test_a_removal_without_recovery_is_undone() -> None:
     model = wrap(FAMILIES["gpt2"].build())
     ids = torch.randint(3, 101, (400,), generator=torch.Generator().manual_seed(2))
     recipe = dataclasses.replace(
-        QUICK, tolerance=1e-9, patience=3, learning_rate=1e-9, final_learning_rate=1e-9
+        QUICK, tolerance=1e-5, patience=3, learning_rate=1e-9, final_learning_rate=1e-9
     )
     found = remove_by_fine_tuning(model, ids, ids, recipe=recipe)
     losses = [loss for _, loss in found.history]
@@ -337,6 +356,30 @@ def test_a_removal_without_recovery_is_undone() -> None:
     assert found.loss_after == pytest.approx(found.loss_before, abs=1e-5)
     assert not any(norm.is_fixed for norm in find_norms(found.model))
     assert found.model.source.endswith("its 0 of 7 norms removed by fine-tuning")
+
+
+@pytest.mark.parametrize(
+    "recipe", [dataclasses.replace(QUICK, start=8), QUICK.plain()], ids=["removal", "plain"]
+)
+def test_a_training_that_diverges_is_undone(recipe: Recipe) -> None:
+    model = wrap(FAMILIES["gpt2"].build())
+    ids = torch.randint(3, 101, (400,), generator=torch.Generator().manual_seed(2))
+    wild = dataclasses.replace(recipe, learning_rate=1e30, final_learning_rate=1e30, patience=2)
+    found = remove_by_fine_tuning(model, ids, ids, recipe=wild)
+    assert found.stopped == "the training, which diverged" and found.removed == {}
+    assert found.loss_after == pytest.approx(found.loss_before, abs=1e-5)
+    assert (logits(found.model) - logits(model)).abs().max() < 2e-5
+
+
+def test_no_norm_goes_before_the_loss_is_back() -> None:
+    """A first removal whose snapshot is worse than the model given would be held to that."""
+    model = wrap(FAMILIES["gpt2"].build())
+    ids = torch.randint(3, 101, (400,), generator=torch.Generator().manual_seed(2))
+    recipe = dataclasses.replace(QUICK, tolerance=0.05, start=3, patience=1, learning_rate=0.3, warmup=0)
+    found = remove_by_fine_tuning(model, ids[:100], ids[200:], recipe=recipe)
+    assert max(loss for step, loss in found.history if step) > found.loss_before + 0.05
+    assert found.stopped == "the training, which diverged"
+    assert found.loss_after == pytest.approx(found.loss_before, abs=1e-5)
 
 
 def test_without_steps_enough_it_says_what_is_left(tiny: Model) -> None:
@@ -403,6 +446,9 @@ def test_a_trained_model_loses_its_norms_within_a_twentieth_of_a_nat(tmp_path: P
     ("changed", "message"),
     [
         ({"steps": 0}, "steps=0"),
+        ({"steps": 12.5}, "steps=12.5: give a whole number"),
+        ({"seed": 2**62}, "seed=4611686018427387904: give less"),
+        ({"special_tokens": (500,)}, "special_tokens has the id 500: .* has tokens 0 to 127"),
         ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"auxiliary": -1.0}, "auxiliary=-1.0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
@@ -417,8 +463,42 @@ def test_a_trained_model_loses_its_norms_within_a_twentieth_of_a_nat(tmp_path: P
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(tiny: Model, changed: dict[str, Any], message: str) -> None:
+    recipe = copy.copy(QUICK)
+    for name, value in changed.items():
+        object.__setattr__(recipe, name, value)  # past the types, which are checked in tests only
     with pytest.raises(BadInput, match=message):
-        fine_tuned(tiny, dataclasses.replace(QUICK, **changed))
+        fine_tuned(tiny, recipe)
+
+
+TEXT = torch.arange(400).remainder(101)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT.tolist(), "tokens is given as list: give token ids"),
+        (TEXT.float(), "tokens is given as torch.float32: give token ids"),
+        (TEXT + 1, "tokens has the id 101: GPT2LMHeadModel has tokens 0 to 100"),
+        (TEXT - 1, "tokens has the id -1"),
+    ],
+)
+def test_what_is_no_text_of_the_model_is_refused(text: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        unwrap(remove_by_fine_tuning)(wrap(FAMILIES["gpt2"].build()), text, TEXT, recipe=QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(BadInput, match=f"in {dtype}: small steps are lost"):
+        remove_by_fine_tuning(wrap(FAMILIES["gpt2"].build().to(dtype)), TEXT, TEXT, recipe=QUICK)
+
+
+def test_a_model_without_a_finite_loss_is_refused() -> None:
+    model = wrap(FAMILIES["gpt2"].build())
+    with torch.no_grad():
+        model.module.transformer.wte.weight[3] = torch.nan
+    with pytest.raises(BadInput, match="held-out loss of GPT2LMHeadModel is nan"):
+        remove_by_fine_tuning(model, TEXT, TEXT, recipe=QUICK)
 
 
 def test_models_without_living_norms_are_refused(removal: assay.norms.Removal) -> None:
@@ -439,4 +519,4 @@ def test_a_norm_with_other_parameters_is_refused_with_their_names() -> None:
     module = FAMILIES["llama"].build()
     module.model.norm = TemperedNorm(module.model.norm.weight)
     with pytest.raises(BadInput, match="final_norm .TemperedNorm. .* parameters named root, temperature"):
-        fine_tuned(wrap(module))
+        remove_by_fine_tuning(wrap(module), TEXT, TEXT, recipe=QUICK)

@@ -38,7 +38,7 @@ def export(model: Model, folder: str | Path, *, epsilon: float = EPSILON) -> Pat
 
     Args:
         model: a model from :func:`assay.norms.scale` with ``special=()``, or from removal by fine-tuning.
-        folder: where to write it; made if it is not there.
+        folder: where to write it; made if it is not there, and otherwise empty.
         epsilon: of every norm, at least 1e6; the relative error of a norm is var(x) / (2 epsilon).
 
     Returns:
@@ -46,8 +46,13 @@ def export(model: Model, folder: str | Path, *, epsilon: float = EPSILON) -> Pat
 
     Raises:
         BadInput: a norm is live or has scales of its own at some positions, the weights would overflow, the format
-            has no place for something, or the written model does not give the logits of this one.
+            has no place for something, the written model does not give the logits of this one, or there is something
+            at that path.
     """
+    path = Path(folder)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        what = "is not empty" if path.is_dir() else "is a file"
+        raise BadInput(f"{path} {what}: nothing is overwritten; give a new folder")
     if not epsilon >= LEAST:
         raise BadInput(f"epsilon={epsilon:g}: give at least {LEAST:g}, or norms are not switched off")
     norms = find_norms(model)
@@ -66,7 +71,6 @@ def export(model: Model, folder: str | Path, *, epsilon: float = EPSILON) -> Pat
         )
     module.load_state_dict(state, strict=False)
     _require_same(model, fresh)
-    path = Path(folder)
     with no_progress_bar():
         module.save_pretrained(path)
     if model.tokenizer is not None:
@@ -126,7 +130,7 @@ def _require_constant(model: Model, norm: Norm) -> None:
             f"{model.source}: {norm.name} is live (epsilon {norm.epsilon:.3g}); only norms that divide by a constant "
             "can be written with a huge epsilon. See assay.norms.scale and assay.norms.remove_by_fine_tuning"
         )
-    if isinstance(norm.module, FixedNorm) and norm.module.by_position:
+    if norm.by_position:
         raise BadInput(
             f"{model.source}: {norm.name} has scales of their own at some positions, which no weight can hold"
         )

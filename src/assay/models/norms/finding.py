@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from assay.errors import BadInput
+from assay.models.finite import require_finite
 from assay.models.gauges import KeepFloat64
 from assay.models.model import Model
 from assay.models.norms.fixed import FixedNorm
@@ -86,6 +87,11 @@ class Norm:
         """Whether it does nothing at all."""
         return isinstance(self.module, FixedNorm) and self.module.is_identity
 
+    @property
+    def by_position(self) -> bool:
+        """Whether it was fixed with scales of their own at some positions, which no weight can hold."""
+        return isinstance(self.module, FixedNorm) and self.module.by_position
+
     def obstacle(self) -> str:
         """Why its gain cannot be moved into what reads it; empty where it can."""
         if not self.readers:
@@ -115,17 +121,22 @@ def find_norms(model: Model) -> list[Norm]:
         The norms.
 
     Raises:
-        BadInput: the model has none, or one that is no known kind.
+        BadInput: the model has none, or one that is no known kind, or whose weights are NaN or infinite.
     """
     candidates = dict(_candidates(model.module))
-    if not candidates:
-        raise BadInput(f"{model.source} has no norms: no module of its tree is called one")
-    seen, readers, only = _traced(model, candidates)
+    for path, norm in candidates.items():
+        require_finite(norm, path)
+    seen, readers, only = _traced(model, candidates) if candidates else ({}, {}, {})
     names = _names(model, candidates)
-    return [
+    norms = [
         _described(names[path], path, candidates[path], found, tuple(readers[path]), only[path])
         for path, found in seen.items()
+        if not _passes_on(candidates[path], found.shapes[0])
     ]
+    if not norms:
+        what = "what is called one passes on what it is given" if candidates else "no module is called one"
+        raise BadInput(f"{model.source} has no norms: {what}")
+    return norms
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -260,16 +271,12 @@ def constants(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[boo
     Raises:
         BadInput: it is neither a LayerNorm nor an RMSNorm.
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     if isinstance(module, FixedNorm):
         ones = torch.ones(shape, dtype=torch.float64, device=module.scale.device)
         gain = ones if module.weight is None else ones * module.weight.detach().double()
         bias = 0 * ones if module.bias is None else 0 * ones + module.bias.detach().double()
         return module.centring, 0.0, gain, bias
-    twin = copy.deepcopy(module).double()
-
-    run = partial(_run, twin)
-    steps = torch.linspace(-1.0, 2.0, shape[-1], dtype=torch.float64, device=device)
+    run, steps = partial(_run, copy.deepcopy(module).double()), _steps(module, shape[-1])
     probe, other = steps.cos().expand(shape), (2 * steps).sin().expand(shape)
     bias = run(0 * probe)
     plain, shifted = run(probe) - bias, run(probe + 1.0) - bias
@@ -278,12 +285,27 @@ def constants(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[boo
     gain = (run(HUGE * unit) - bias) / unit
     measured = _measured_epsilon(lambda scale: float((run(scale * unit) - bias).abs().max()))
     given = run(other) - bias
-    if not (_direction(other, centring, measured) * gain - given).abs().max() <= KNOWN * given.abs().max():
+    error = (_direction(other, centring, measured) * gain - given).abs().max()
+    affine = measured > HUGE  # its output grew with its input as far as it was followed
+    if affine or not error <= KNOWN * given.abs().max():
         raise BadInput(
             f"the norm {name} ({type(module).__name__}) is neither a LayerNorm nor an RMSNorm: it cannot be folded or "
             "fixed"
         )
     return centring, measured, gain, bias
+
+
+def _passes_on(module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether it is only called a norm, and gives what it is given; one that Assay made so is still a norm."""
+    if isinstance(module, FixedNorm):
+        return False
+    probe = _steps(module, shape[-1]).expand(*shape)
+    return torch.equal(_run(copy.deepcopy(module).double(), probe), probe)
+
+
+def _steps(module: nn.Module, width: int) -> Tensor:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return torch.linspace(-1.0, 2.0, width, dtype=torch.float64, device=device)
 
 
 def _run(norm: nn.Module, x: Tensor) -> Tensor:

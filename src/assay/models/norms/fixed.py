@@ -12,7 +12,7 @@ class FixedNorm(nn.Module):
     .. math:: y_t = \frac{x_t - \bar x_t}{s_t} \odot w + b
 
     with :math:`\bar x` left out for an RMSNorm. With :math:`s = 1`, no gain, no bias and no centring it is the
-    identity. Positions are counted from the start of the input: pad on the right.
+    identity. Positions are counted from the start of the input: pad on the right, and keep no keys and values.
 
     Args:
         scale: what is divided by, broadcastable to the input with its last axis 1; along ``axis`` either one value for
@@ -44,8 +44,8 @@ class FixedNorm(nn.Module):
 
     @property
     def by_position(self) -> bool:
-        """Whether positions have scales of their own."""
-        return self.scale.shape[self.axis] > 1
+        """Whether positions have scales of their own, or the only one is that of a reference of one token."""
+        return self.scale.shape[self.axis] > 1 or not self.endless
 
     @property
     def is_identity(self) -> bool:

@@ -11,7 +11,7 @@ identity is left.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from assay.models.norms.finding import Norm, find_norms
 from assay.models.norms.fixed import FixedNorm
 from assay.models.norms.folding import absorb, copied_model, is_tied, renamed, replace_norm
 
+Value = TypeVar("Value")
 ROUNDING = 1e-12
 """How far from one a gain may be, in float64, and still be none."""
 
@@ -101,8 +102,9 @@ def scale(
         BadInput: the model has no norms, or none of those named; no text reaches beyond the special positions, or they
             are out of range.
     """
+    special, only = several("special", special), several("only", only)
     if any(position < 0 for position in special):
-        raise BadInput(f"special={tuple(special)}: positions are counted from 0, at the start of a prompt")
+        raise BadInput(f"special={special}: positions are counted from 0, at the start of a prompt")
     copied = copied_model(model)
     norms = _chosen(model, find_norms(copied), only)
     rows = [model.tokens(text) for text in prompts(texts)]
@@ -151,7 +153,7 @@ def remove_in_place(model: Model, *, untie: bool = True) -> Model:
     kept, untied = 0, False
     norms = find_norms(model)
     for norm in norms:
-        if isinstance(norm.module, FixedNorm) and norm.module.by_position:
+        if norm.by_position:
             raise BadInput(
                 f"{model.source}: {norm.name} has scales of their own at some positions, which no weight can hold. Fix "
                 "one for all positions: assay.norms.scale(model, texts, special=())"
@@ -182,6 +184,17 @@ def prompts(texts: "Prompt | Sequence[Prompt]") -> list[Prompt]:
     if not listed:
         raise BadInput("the data set is empty: pass texts, or token ids")
     return [texts] if all(isinstance(item, int) for item in listed) else listed  # type: ignore[list-item]
+
+
+def several(name: str, given: Sequence[Value] | Value) -> tuple[Value, ...]:
+    """The values of a setting that takes several.
+
+    Raises:
+        BadInput: it was given a single one.
+    """
+    if isinstance(given, str | int):
+        raise BadInput(f"{name}={given!r}: give a sequence, even of one: {name}=({given!r},)")
+    return tuple(cast("Sequence[Value]", given))
 
 
 def fixed(norm: Norm, scales: Tensor, dtype: torch.dtype, *, endless: bool = True) -> FixedNorm:
@@ -258,6 +271,8 @@ def _mean_scales(
         raise BadInput(
             f"no text has a token beyond the special positions {tuple(special)}: pass longer texts"
         )
+    if beyond := [position for position in special if not counts[position]]:
+        raise BadInput(f"special={tuple(special)}: no text has a token at {beyond[0]}; pass longer texts")
     means = sums / counts.clamp_min(1)
     means = torch.where(counts > 0, means, means[:, -1:])  # positions that nobody called special
     return [

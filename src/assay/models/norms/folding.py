@@ -27,7 +27,7 @@ def fold(model: Model, *, centre: bool = False, untie: bool = True) -> Model:
     r"""Move every norm's gain and bias into the linear layers that read it.
 
     Norms that are read by other things than linear layers (norms of what attention and MLP write, of queries and keys,
-    those before experts) keep theirs; :func:`obstacles` lists them.
+    those before experts) keep theirs; :func:`obstacles` lists them. Norms that are the identity have none.
 
     Args:
         model: a decoder; it is copied, not changed.
@@ -43,13 +43,11 @@ def fold(model: Model, *, centre: bool = False, untie: bool = True) -> Model:
     """
     copied = copied_model(model)
     norms = [norm for norm in find_norms(copied) if not norm.is_identity]
-    blocked = _obstacles(copied, norms, untie)
+    blocked = obstacles_of(copied, norms, untie)
     foldable = [norm for norm in norms if norm.name not in blocked]
-    if not foldable:
+    if norms and not foldable:
         reasons = ", ".join(f"{name} ({why})" for name, why in list(blocked.items())[:4])
-        raise BadInput(
-            f"{model.source} has no norm that could be folded: {reasons or 'all are the identity'}"
-        )
+        raise BadInput(f"{model.source} has no norm that could be folded: {reasons}")
     untied = 0
     for norm in foldable:
         untied += absorb(copied, norm, norm.gain, norm.bias, centre=centre and norm.centring)
@@ -71,18 +69,29 @@ def obstacles(model: Model, *, untie: bool = True) -> dict[str, str]:
 
     A model without norms is `BadInput`.
     """
-    return _obstacles(model, find_norms(model), untie)
+    return obstacles_of(model, find_norms(model), untie)
 
 
-def _obstacles(model: Model, norms: Sequence[Norm], untie: bool) -> dict[str, str]:
+def obstacles_of(model: Model, norms: Sequence[Norm], untie: bool = True) -> dict[str, str]:
+    """:func:`obstacles` among norms that were found before."""
     found: dict[str, str] = {}
     for norm in norms:
         why = norm.obstacle()
+        if not why and (others := _others(norm)):
+            why = f"its gain cannot be taken from it: it has {', '.join(others)}"
         if not why and not untie and any(is_tied(model, path) for path in norm.readers):
             why = "the unembedding that reads it is tied to the embedding"
         if why:
             found[norm.name] = why
     return found
+
+
+def _others(norm: Norm) -> list[str]:
+    """What a norm holds beside the parameters that :func:`make_plain` knows."""
+    if isinstance(norm.module, FixedNorm):
+        return []
+    known = {"weight", "bias"} & dict(norm.module.named_parameters(recurse=False)).keys()
+    return sorted(norm.module.state_dict().keys() - known)
 
 
 def is_tied(model: Model, path: str) -> bool:
@@ -164,11 +173,26 @@ def copied_model(model: Model) -> Model:
 
 def renamed(model: Model, details: Sequence[str]) -> Model:
     """The model after its norms were changed: its parts found anew, its source saying what was done."""
+    fixed = [part for part in model.module.modules() if isinstance(part, FixedNorm)]
+    if any(part.by_position for part in fixed):
+        _keep_no_cache(model.module)
     anatomy = find_anatomy(model.module, model.parts.layout)
     return Model(model.module.eval(), model.tokenizer, anatomy, f"{model.source}, {', '.join(details)}")
 
 
+def _keep_no_cache(module: nn.Module) -> None:
+    """Have generation give the whole text each time: of a last token alone no norm could tell the position."""
+    for settings in (*_configurations(module), getattr(module, "generation_config", None)):
+        if settings is not None and hasattr(settings, "use_cache"):
+            settings.use_cache = False
+
+
+def _configurations(module: nn.Module) -> list[Any]:
+    """Of the whole, and of its language model."""
+    return [getattr(module, "config", None), text_config(module)]
+
+
 def _say_untied(module: nn.Module) -> None:
-    for config in (getattr(module, "config", None), text_config(module)):
+    for config in _configurations(module):
         if getattr(config, "tie_word_embeddings", False):
             setattr(config, "tie_word_embeddings", False)  # noqa: B010 (not every configuration has it)

@@ -11,6 +11,9 @@ from assay.errors import BadInput
 Group = Literal["mlp", "qk", "v", "other", "final", "tokens", "positions"]
 ORDER: tuple[Group, ...] = ("mlp", "qk", "v", "other", "final", "tokens", "positions")
 
+SEEDS = 2**40
+"""Each step's generator has a seed of its own, made of this one and the step; it has to fit in 63 bits."""
+
 
 class Event(NamedTuple):
     """Something that is taken away.
@@ -123,12 +126,17 @@ class Recipe:
             "held_out_rows",
             "tolerance",
         )
+        for name in ("steps", "rows", "length", "warmup", "start", "patience", "held_out_rows", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise BadInput(f"{name}={getattr(self, name)}: give a whole number")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise BadInput(f"{name}={getattr(self, name)}: give a positive number")
         for name in ("final_learning_rate", "warmup", "weight_decay", "start", "auxiliary", "seed"):
             if not getattr(self, name) >= 0:
                 raise BadInput(f"{name}={getattr(self, name)}: give 0 or more")
+        if self.seed >= SEEDS:
+            raise BadInput(f"seed={self.seed}: give less than {SEEDS}")
         if len(set(self.order)) < len(self.order) or len(self.gaps) != len(self.order):
             raise BadInput(
                 f"order={self.order} and gaps={self.gaps}: name each group once, with a gap for each"

@@ -8,17 +8,20 @@ end-of-text tokens keep a scale of their own until the end. The loss is the next
 .. math:: w \,\frac1N \sum_t \bigl(\sigma_t - \bar\sigma_{\text{ordinary}}\bigr)^2
 
 for the final norm's scale, which holds the special tokens' norms down. A removal from which the held-out loss does not
-recover is undone, and the rest of the norms stay. Every step's windows are drawn by a generator of its own, and the
-state is written as the training goes on: killed and started again, it ends with the same bits.
+recover is undone, and the rest of the norms stay; so is a training that diverges before any. Every step's windows are
+drawn by a generator of its own, and the state is written as the training goes on: killed and started again, it ends
+with the same bits.
 
 Two faults of the published code are not repeated: there the special scale of position 0 was held in a vector over
 hidden units, and so went to unit 0; and a norm without bias was not centred and not scaled.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +38,7 @@ SAVE_EVERY = 25
 """Steps after which the held-out loss is noted, and the state written."""
 WAIT = 5
 """Steps after which a loss that has not recovered is looked at again."""
+DIVERGED = "the training, which diverged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,8 @@ class Removal:
         removed: the step at which each reader's norm was taken away, in order (``qk of ln1.3``); of a norm only where
             all that reads it has followed.
         constants: what each of these readers' norm divides by, at ordinary tokens.
-        stopped: what was undone because the loss did not recover; empty where all went well.
+        stopped: what was undone because the loss did not recover, a removal or ``the training, which diverged``; empty
+            where all went well.
         loss_before: held-out loss of the model given, nats a token.
         loss_after: of the copy.
         history: step and held-out loss, whenever it was judged.
@@ -84,18 +89,18 @@ def remove_by_fine_tuning(
         The copy and how it went.
 
     Raises:
-        BadInput: a setting out of range, too little text, norms that cannot be trained away, or a folder of
-            another fine-tuning.
+        BadInput: a setting out of range, too little text or none of the model's tokens, a model in half precision or
+            without a finite loss, norms that cannot be trained away, or a folder of another fine-tuning.
     """
     recipe = recipe or Recipe()
     recipe.check()
     if recipe.length > (model.context_length or recipe.length):
         raise BadInput(f"length={recipe.length}: {model.source} was built for {model.context_length} tokens")
-    for name, text, rows in (("tokens", tokens, 1), ("held_out", held_out, recipe.held_out_rows)):
-        if text.ndim != 1 or len(text) < rows * recipe.length + 1:
-            raise BadInput(
-                f"{name} has the shape {tuple(text.shape)}: give one row of {rows * recipe.length + 1} ids or more"
-            )
+    if model.dtype not in (torch.float32, torch.float64):
+        raise BadInput(f"{model.source} is in {model.dtype}: small steps are lost in it; load it in float32")
+    _check_text("tokens", tokens, recipe.length + 1, model)
+    _check_text("held_out", held_out, recipe.held_out_rows * recipe.length + 1, model)
+    _check_ids("special_tokens", torch.tensor(recipe.special_tokens, dtype=torch.long), model)
     with ExitStack() as stack:
         training = _Training.begin(model, recipe, stack)
         kept = None if folder is None else StateFolder.of(Path(folder), model, recipe, tokens, held_out)
@@ -144,10 +149,12 @@ class _Training:
         state, recipe = self.state, self.recipe
         self._obey()
         if not state.history:
-            self._judge(held_out)
-            state.next_at = recipe.start
+            if not math.isfinite(loss := self._judge(held_out)):
+                raise BadInput(f"the held-out loss of {self.model.source} is {loss}, before any training")
+            state.next_at = recipe.start if self.events else recipe.steps
+            state.undo = self._weights()
         while state.step < recipe.steps and not state.stopped:
-            if state.step >= state.next_at and (state.done < len(self.events) or state.undo):
+            if state.undo and state.step >= state.next_at:
                 self._remove_next(held_out)
                 if state.stopped:
                     break
@@ -189,8 +196,10 @@ class _Training:
         """Take the next thing away if the loss has recovered from the last; wait, or undo that one, if not."""
         state = self.state
         loss = self._judge(held_out)
-        if state.undo and not loss <= state.best + self.recipe.tolerance:
-            if state.step - state.taken[-1] > self.gap_of(state.done - 1) + self.recipe.patience:
+        if self._lost(loss):
+            began = state.taken[-1] if state.done else 0
+            gap = self.gap_of(state.done - 1) if state.done else self.recipe.start
+            if state.step - began > gap + self.recipe.patience:
                 self._undo()
             state.next_at = state.step + WAIT
             return
@@ -198,7 +207,7 @@ class _Training:
         state.undo = {}
         if state.done == len(self.events):
             return
-        state.undo = {name: tensor.clone() for name, tensor in self.model.module.state_dict().items()}
+        state.undo = self._weights()
         state.taken.append(state.step)
         state.next_at = state.step + self.gap_of(state.done - 1)
         self._obey()
@@ -207,18 +216,26 @@ class _Training:
         """Steps in which the loss has to recover from an event."""
         return self.recipe.gap(self.events[index].group)
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What to go back to."""
+        return {name: tensor.clone() for name, tensor in self.model.module.state_dict().items()}
+
+    def _lost(self, loss: float) -> bool:
+        """Whether a loss is beyond the tolerance, or, with nothing to be removed, beyond all numbers."""
+        recovered = not self.events or loss <= self.state.best + self.recipe.tolerance
+        return not (recovered and math.isfinite(loss))
+
     def _undo(self) -> None:
-        """Go back to before the last removal, and stop."""
+        """Go back to before the last removal, or to the model given where there was none, and stop."""
         state = self.state
-        state.stopped = self.events[state.done - 1].name
+        state.stopped = self.events[state.done - 1].name if state.done else DIVERGED
         self.model.module.load_state_dict(state.undo)
-        state.taken.pop()
-        state.undo = {}
+        state.taken, state.undo = state.taken[:-1], {}
         self._obey()
 
     def _finish(self, held_out: Tensor) -> None:
         loss = self._judge(held_out)
-        if self.state.undo and not loss <= self.state.best + self.recipe.tolerance:
+        if self.state.undo and self._lost(loss):
             self._undo()
             self._judge(held_out)
         if not self.state.stopped and self.state.done < len(self.events):
@@ -283,6 +300,24 @@ class _Training:
         """Windows of the held-out text, each with its next token, (row, length + 1)."""
         length, rows = self.recipe.length, self.recipe.held_out_rows
         return held_out[: rows * length + 1].unfold(0, length + 1, length).to(self.model.device)
+
+
+def _check_text(name: str, text: Any, least: int, model: Model) -> None:
+    dtype = getattr(text, "dtype", None)
+    if dtype != torch.long:
+        given = type(text).__name__ if dtype is None else dtype
+        raise BadInput(f"{name} is given as {given}: give token ids as a tensor of int64, (token,)")
+    if text.ndim != 1 or len(text) < least:
+        raise BadInput(f"{name} has the shape {tuple(text.shape)}: give one row of {least} ids or more")
+    _check_ids(name, text, model)
+
+
+def _check_ids(name: str, ids: Tensor, model: Model) -> None:
+    outside = ids[(ids < 0) | (ids >= model.parts.vocabulary)]
+    if len(outside):
+        raise BadInput(
+            f"{name} has the id {int(outside[0])}: {model.source} has tokens 0 to {model.parts.vocabulary - 1}"
+        )
 
 
 def _loss(model: Model, ids: Tensor) -> Tensor:

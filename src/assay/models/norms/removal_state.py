@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ class Progressed:
         stopped: what was undone; empty where nothing was.
         finished: whether there is nothing left to do.
         history: step and held-out loss, whenever it was judged.
-        undo: the weights before the last event, as long as the loss has not recovered from it.
+        undo: the weights before the last event, as long as the loss has not recovered from it; at first those given.
     """
 
     step: int = 0
@@ -68,7 +69,7 @@ class StateFolder:
         """The folder of one fine-tuning.
 
         Raises:
-            BadInput: it holds the state of another one.
+            BadInput: it holds the state of another one, or a damaged one, or is a file.
         """
         parts = [model.weight_hash(), architecture(model.module)]
         parts += [json.dumps(dataclasses.asdict(recipe), sort_keys=True)]
@@ -109,11 +110,18 @@ class StateFolder:
                 other.unlink()
 
     def restore(self, state: Progressed, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Set everything to the state that is kept, if one is."""
+        """Set everything to the state that is kept, if one is.
+
+        Raises:
+            BadInput: its tensors are not there, or cut short.
+        """
         record = self._record()
         if record is None:
             return
-        tensors = load_file(self.path / record["tensors"])
+        try:
+            tensors = load_file(self.path / record["tensors"])
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(error) from error
         for name in _plain(state):
             setattr(state, name, record[name])
         state.history = [(int(step), float(loss)) for step, loss in record["history"]]
@@ -126,14 +134,18 @@ class StateFolder:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
     def _record(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.path / RECORD).read_text())
-        except FileNotFoundError:
+        if self.path.is_file():
+            raise BadInput(f"{self.path} is a file: the state is kept in a folder; give another path")
+        if not (self.path / RECORD).exists():
             return None
-        except ValueError as error:
-            raise BadInput(
-                f"{self.path / RECORD} is damaged ({error}): delete the folder and begin anew"
-            ) from error
+        try:
+            found = json.loads((self.path / RECORD).read_text())
+            return {name: found[name] for name in ("identity", "tensors", *_plain(Progressed()))}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> BadInput:
+        return BadInput(f"the state in {self.path} is damaged ({error}): delete the folder and begin anew")
 
 
 def _plain(state: Progressed) -> dict[str, Any]:
