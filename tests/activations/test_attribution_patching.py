@@ -1,5 +1,6 @@
 """Attribution patching: exact effects are those of patching, intervals are over pairs, and misses are told."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,10 @@ def test_first_and_random_nodes_are_told_apart(model: Model) -> None:
     assert not places.reset_index().drop(columns=["node", "node_group"], errors="ignore").duplicated().any()
     other = run(model, exact=41, sites=("z", "q"), seed=2).dataset
     assert not np.array_equal(other["node_position"], dataset["node_position"])
-    everything = run(model, exact=10_000, sites=("z",)).dataset
-    assert everything.sizes["node"] == 3 * 7 * 4
+    everything = run(model, exact=10_000, sites="z")  # one word is one site
+    assert everything.dataset.sizes["node"] == 3 * 7 * 4
+    (told,) = [check.message for check in everything.checks if check.code == "P202"]
+    assert told.startswith("Of the nodes patched exactly, half of them those ranked first")
 
 
 def test_saturated_attention_is_mended() -> None:
@@ -234,6 +237,7 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
         ({"sites": ()}, "each once"),
         ({"sites": ("z", "z")}, "each once"),
         ({"sites": ("pattern",)}, "choose from"),
+        ({"sites": "zz"}, r"sites=\('zz',\)"),
         ({"exact": 3}, "at least 4"),
         ({"seed": -1}, "seed=-1: give 0 or more"),
     ],
@@ -242,6 +246,12 @@ def test_bad_input_is_refused(model: Model, changed: dict[str, Any], message: st
     given: dict[str, Any] = {"clean": CLEAN[0], "corrupted": CORRUPTED[0], "answer": 7, "foil": 9, **changed}
     with pytest.raises(BadInput, match=message):
         assay.attribution_patch(model, **given)
+
+
+def test_an_unknown_method_is_told_all_of_them(model: Model) -> None:
+    unchecked: Any = inspect.unwrap(assay.attribution_patch)  # tests hold types that users pass by
+    with pytest.raises(BadInput, match="choose from atp, .*, eap, eap_ig, eap_qk_fix, eap_star"):
+        unchecked(model, CLEAN[0], CORRUPTED[0], method="foo")
 
 
 def test_a_site_that_a_family_does_not_compute_is_refused() -> None:

@@ -1,6 +1,8 @@
 """Patching against one full forward a cell, by its invariants, on what a model has learned, and refused."""
 
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -231,6 +233,22 @@ def test_a_site_goes_by_either_name(name: str) -> None:
     assert (canonical_site(name) == "nothing") == (name == "nothing")
 
 
+def test_numbers_of_arrays_and_one_metric_are_settings(tmp_path: Path) -> None:
+    """A run folder holds plain integers; a bare word is no list of letters."""
+    model = wrap(FAMILIES["llama"].build())
+    given: dict[str, Any] = {
+        "site": "z",
+        "by_head": True,
+        "answer": 7,
+        "metrics": "probability",
+        "out": tmp_path,
+    }
+    where = {"positions": list(np.array([5, 6])), "heads": list(np.array([1]))}
+    unchecked: Any = inspect.unwrap(assay.patch)  # tests hold types that users pass by
+    dataset = unchecked(model, CLEAN[0], CORRUPTED[0], **given, **where, baseline_pairs=0).dataset
+    assert dict(dataset.sizes) == {"metric": 1, "layer": 3, "position": 2, "head": 1, "pair": 1}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -243,6 +261,8 @@ def test_a_site_goes_by_either_name(name: str) -> None:
         ({"metrics": ("kl_from_clean", "kl_from_clean")}, "each once"),
         ({"site": "resid"}, "cannot be patched"),
         ({"site": "pattern"}, "cannot be patched"),
+        ({"site": "z.1"}, "is of one layer; give site='z'"),
+        ({"site": "blocks.1.attn.hook_z"}, "is of one layer; give site='z'"),
         ({"site": "z", "by_head": True, "heads": (0, 4)}, "has 4, numbered 0 to 3"),
         ({"site": "mlp_out", "by_head": True}, "has no heads"),
         ({"site": "z", "heads": (1,)}, "only with by_head=True"),

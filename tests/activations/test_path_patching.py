@@ -164,6 +164,7 @@ def test_settings_make_the_same_measurement_again(model: Model) -> None:
     [
         ({"senders": ("head.0.4",)}, "head.0.4 is no sender here"),
         ({"senders": ()}, "none is no sender"),
+        ({"senders": "heads", "receivers": "q.0"}, "q.0 is no receiver here"),
         ({"receivers": ("k.0.2",)}, "k.0.2 is no receiver here"),
         ({"receivers": ()}, "none is no receiver"),
         ({"receivers": ("q.1.2", "head.1.2")}, r"head.1.2 shares .* Give q.1.2 .* k.1.1 and v.1.1 are its group's"),

@@ -58,7 +58,10 @@ class SlowAttribution:
             The slope towards the source; ``None`` where no way leads from the node to the metric.
         """
         name, _, layer = site.partition(".")
-        path, side = PORTS[self.kind][name]
+        middle = (
+            name == "resid_mid"
+        )  # its slope is that of what attention adds to it, behind where slopes are dropped
+        path, side = PORTS[self.kind]["attn_out" if middle else name]
         a, b = (naive_capture(self.kind, self.module, ids, site) for ids in (self.base, self.source))
         kept: list[Tensor] = []
 
@@ -80,7 +83,8 @@ class SlowAttribution:
             else:
                 stack.callback(target.register_forward_hook(read_output).remove)
             for writer in writers:
-                stack.callback(self.module.get_submodule(writer).register_forward_hook(drop).remove)
+                hook = self.module.get_submodule(writer).register_forward_hook(drop, prepend=middle)
+                stack.callback(hook.remove)
             value = self.number(self.module(self.base).logits[0, -1])
         (gradient,) = torch.autograd.grad(value, kept[0], allow_unused=True)
         return None if gradient is None else float(((b - a) * gradient)[0, position, entries].sum())

@@ -9,7 +9,8 @@ from assay.activations.circuits.node_scores import NodeMethod
 from assay.activations.edge_attribution import EdgeAttribution
 from assay.activations.paired import paired
 from assay.activations.patching import canonical_site
-from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric
+from assay.activations.prompt_pairs import Direction, Metric, Prompts, best_metric, words_of
+from assay.errors import BadInput
 from assay.models.model import Model
 from assay.runs.perform import RunOptions, perform
 from assay.runs.result import Result
@@ -69,9 +70,12 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
         ``quadrature_error``.
 
     Raises:
-        BadInput: prompts of different length, a metric that needs an answer and has none, one without a slope, or a
-            site that this model does not have.
+        BadInput: an unknown method, prompts of different length, a metric that needs an answer and has none, one
+            without a slope, or a site that this model does not have.
     """
+    known = (*get_args(NodeMethod), *get_args(EdgeMethod))
+    if method not in known:
+        raise BadInput(f"method={method!r}: choose from {', '.join(known)}")
     given = paired(model, clean, corrupted, answer, foil)
     common: dict[str, Any] = {
         **given,
@@ -85,4 +89,6 @@ def attribution_patch(  # noqa: PLR0913 (settings of a verb)
     }
     if method in get_args(EdgeMethod):
         return perform(EdgeAttribution(steps=steps, quadrature=quadrature, **common), model, **run)
-    return perform(AttributionPatching(sites=tuple(map(canonical_site, sites)), **common), model, **run)
+    return perform(
+        AttributionPatching(sites=tuple(map(canonical_site, words_of(sites))), **common), model, **run
+    )

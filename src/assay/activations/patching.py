@@ -34,7 +34,15 @@ from assay.activations.checks.patching import patching_checks
 from assay.activations.effects import PARTS
 from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired, paired
-from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, measurable, pair_runs
+from assay.activations.prompt_pairs import (
+    Direction,
+    Metric,
+    PairRuns,
+    Prompts,
+    measurable,
+    pair_runs,
+    words_of,
+)
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
@@ -262,6 +270,11 @@ class Patching(Paired):
             raise BadInput(f"baseline_pairs={self.baseline_pairs}: give 0 for no baseline, or more")
 
     def _validate_places(self, model: Model) -> None:
+        name, layer = split(canonical(self.site))
+        if layer is not None and name in SITES:
+            raise BadInput(
+                f"site={self.site!r} is of one layer; give site={name!r}, which is patched at each"
+            )
         if self.site not in SITES:
             raise BadInput(
                 f"site={self.site!r} cannot be patched by layer and position; sites are {', '.join(SITES)}"
@@ -339,15 +352,15 @@ def patch(  # noqa: PLR0913 (settings of a verb)
     """
     given = paired(model, clean, corrupted, answer, foil)
     there = {name for name, ids in (("answer", given["answers"]), ("foil", given["foils"])) if ids}
-    chosen = tuple(metrics) if metrics is not None else measurable(there)
+    chosen = words_of(metrics) if metrics is not None else measurable(there)
     measurement = Patching(
         **given,
         site=canonical_site(site),
         direction=direction,
         metrics=chosen,
         by_head=by_head,
-        heads=None if heads is None else tuple(heads),
-        positions=None if positions is None else tuple(positions),
+        heads=None if heads is None else tuple(map(int, heads)),
+        positions=None if positions is None else tuple(map(int, positions)),
         baseline_pairs=baseline_pairs,
         seed=seed,
         max_rows=max_rows,

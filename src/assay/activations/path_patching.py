@@ -29,7 +29,15 @@ from assay.activations.circuits.path_ends import Sender, Target, find_senders, f
 from assay.activations.effects import PARTS
 from assay.activations.engine import engine_named, reason_kept
 from assay.activations.paired import Paired, paired
-from assay.activations.prompt_pairs import Direction, Metric, PairRuns, Prompts, best_metric, pair_runs
+from assay.activations.prompt_pairs import (
+    Direction,
+    Metric,
+    PairRuns,
+    Prompts,
+    best_metric,
+    pair_runs,
+    words_of,
+)
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.estimates.estimate import mean_interval
@@ -327,10 +335,10 @@ def path_patch(  # noqa: PLR0913 (settings of a verb)
     given = paired(model, clean, corrupted, answer, foil)
     measurement = PathPatching(
         **given,
-        senders=tuple(senders),
-        receivers=tuple(receivers),
+        senders=words_of(senders),
+        receivers=words_of(receivers),
         middle=middle,
-        positions=None if positions is None else tuple(positions),
+        positions=None if positions is None else tuple(map(int, positions)),
         direction=direction,
         metric=metric or best_metric(given["answers"], given["foils"]),
         baseline=baseline,

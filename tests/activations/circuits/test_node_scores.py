@@ -116,6 +116,7 @@ def test_the_qk_fix_leaves_other_nodes_as_they_are() -> None:
         "mlp_act",
         "mlp_in",
         "resid_pre",
+        "resid_mid",
         "resid_post",
         "attn_out",
         "mlp_out",

@@ -23,7 +23,7 @@ def attribution_checks(dataset: xr.Dataset) -> list[Check]:
     checks = [differ_check(dataset, "P201")]
     if "rank_correlation" in dataset:
         checks += [
-            agreement_check(dataset, "P202"),
+            agreement_check(dataset, "P202", "nodes"),
             missed_check(dataset, "P203", "nodes"),
             engine_check("P205", dataset, "nodes"),
         ]
@@ -51,16 +51,20 @@ def differ_check(dataset: xr.Dataset, code: str) -> Check:
     return Check(code, title, "fail" if total == 0 else "warn", total, message, remedy)
 
 
-def agreement_check(dataset: xr.Dataset, code: str) -> Check:
-    """Whether attributions rank as exact effects do.
+def agreement_check(dataset: xr.Dataset, code: str, what: str) -> Check:
+    """Whether attributions rank those that were patched exactly as their effects do.
 
     Args:
         dataset: holds ``rank_correlation`` with its interval.
         code: the check's.
+        what: ``nodes`` or ``edges``.
     """
     value, low, high = (float(dataset[f"rank_correlation{part}"]) for part in ("", "_low", "_high"))
     title = "attribution disagrees with patching"
-    message = f"Attributions rank as exact effects do: correlation {value:.2f} [{low:.2f}, {high:.2f}]."
+    message = (
+        f"Of the {what} patched exactly, half of them those ranked first, attributions and effects have a rank "
+        f"correlation of {value:.2f} [{low:.2f}, {high:.2f}]."
+    )
     if value >= AGREEMENT:
         return Check(code, title, "pass", value, message)
     remedy = "Slopes mislead here: use another method, or `assay patch` for exact effects."

@@ -22,7 +22,7 @@ def edge_checks(dataset: xr.Dataset) -> list[Check]:
     """
     checks = [differ_check(dataset, "P301")]
     if "rank_correlation" in dataset:
-        checks += [agreement_check(dataset, "P302"), missed_check(dataset, "P303", "edges")]
+        checks += [agreement_check(dataset, "P302", "edges"), missed_check(dataset, "P303", "edges")]
     if dataset.attrs["method"] == "eap_ig":
         checks.append(_quadrature(dataset))
     if "baseline_score" in dataset:
