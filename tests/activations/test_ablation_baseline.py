@@ -13,7 +13,9 @@ from assay.activations.components.replacements import Replacements
 from assay.models.intervention import intervene
 from assay.models.model import Model, wrap
 from assay.models.partial import SiteEdit, Variant, record
+from assay.report.charts.ablation import findings
 from assay.zoo import copier as zoo
+from assay.zoo import induction
 from families import FAMILIES
 
 INPUTS = torch.randint(3, 101, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -30,6 +32,9 @@ PLACES = {
     direction("resid_mid.1", VECTOR): "resid_mid.1",
 }
 """Where each component's change meets the stream, or the stream that one reader sees."""
+
+INDUCTION = ("head.0.1", "head.1.0", "head.1.1")
+"""The heads of the induction transformer that its training leaves a price for."""
 
 NORMED = ("head.1.3", "neuron.2.17")
 """Those that differ where a block norms what it writes."""
@@ -91,3 +96,22 @@ def test_parts_of_a_circuit_do_more_than_random_directions_and_idle_ones_do_not(
     assert verdicts[zoo.CIRCUIT] == ("pass", 0.0)
     assert verdicts["heads", "mlp"] == ("warn", 0.75)
     assert ("takes as much" in check.message) == (value == "freeze")
+
+
+@pytest.mark.parametrize("source", ["copier", "induction"])
+def test_idle_parts_are_not_found_and_the_circuit_is_counted(source: str) -> None:
+    model, generator = assay.load(f"zoo:{source}"), torch.Generator().manual_seed(0)
+    if source == "copier":
+        prompts, circuit, count = zoo.swapped(model.module.config, 32, generator=generator), zoo.CIRCUIT, 8
+    else:
+        prompts, circuit, count = induction.swapped(32, generator=generator), INDUCTION, 10
+    for value in ("zero", "resample", "freeze"):
+        result = assay.ablate(model, prompts.clean, value=value, baseline_inputs=0, resamples=20)
+        idle = result.dataset.drop_sel(component=list(circuit)).sel(
+            metric=["loss_difference", "logit_difference"]
+        )
+        assert idle.sizes["component"] == count - len(circuit)
+        assert (idle["effect"] == 0).all() and (idle["q_value"] == 1).all()
+        parts = result.dataset["q_value"].sel(component=list(circuit), metric="loss_difference")
+        (finding,) = findings(result.dataset)
+        assert finding.text.startswith(f"{int((parts <= 0.05).sum())} of {count} components")

@@ -1,5 +1,7 @@
 """How far edited runs are from a clean one, against whole distributions in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,25 @@ def test_small_divergences_keep_their_digits() -> None:
     expected = slow(wrap(FAMILIES["llama"].build().double()), recording, ends)[..., 1]
     assert float(expected.max()) < 1e-3
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2 * EPS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_run_that_is_not_edited_is_the_clean_one_to_the_last_digit(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clean_run, "SLICE", 40)
+    recording = record(wrap(FAMILIES[kind].build()), IDS)
+    found = measured(recording, moved(recording, 0.0), 2, CleanRun.of(recording, READ).measure)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0, 0.0]).expand_as(found), rtol=0, atol=0)
+
+
+def test_tested_effects_that_may_be_rounding_are_none() -> None:
+    for dtype in (torch.float32, torch.float64):
+        clean = CleanRun.of(record(wrap(FAMILIES["llama"].build().to(dtype)), IDS), READ)
+        finest = 4 * torch.finfo(dtype).eps * math.log(VOCABULARY)  # log-probabilities have the size of log V
+        effects = finest * torch.tensor([[0.9, 0.9, 0.9, -0.9], [-1.1, 0.1, 1.1, 1.1]], dtype=dtype)
+        kept = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]], dtype=dtype)
+        torch.testing.assert_close(clean.settled(effects), effects * kept, rtol=0, atol=0)
 
 
 def test_in_double_precision_the_metrics_are_as_exact() -> None:

@@ -89,7 +89,7 @@ class Ablation(Measurement):
     """
 
     name: ClassVar[str] = "ablation"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     inputs: tuple[Tokens, ...]
     components: tuple[str, ...] = ("heads", "mlp")
     value: Value = "mean"
@@ -153,7 +153,7 @@ class Ablation(Measurement):
         )
         before = self._before(clean)
         pieces = {
-            "effect": self._scan(clean, components, standing_in) - before[:, :, None],
+            "effect": self._scan(clean, components, standing_in, before),
             "own": self._run(clean, [standing_in.own(components[0])])[0] - before,
             "clean_loss": clean.loss,
             "fallback": reason_kept(recording.fallback),
@@ -169,7 +169,7 @@ class Ablation(Measurement):
                 partners={site: value[:few] for site, value in others.items()},
             )
             first = clean.rows(0, few)
-            pieces["random"] = self._scan(first, components, moved, random=True) - before[:few, :, None]
+            pieces["random"] = self._scan(first, components, moved, before[:few], random=True)
         return pieces
 
     def combine(self, model: Model, pieces: Mapping[str, Pieces]) -> xr.Dataset:
@@ -250,6 +250,7 @@ class Ablation(Measurement):
         clean: CleanRun,
         components: Sequence[Component],
         values: Replacements,
+        before: Tensor,
         *,
         random: bool = False,
     ) -> Tensor:
@@ -258,7 +259,7 @@ class Ablation(Measurement):
         for start in range(0, len(components), VARIANTS_AT_ONCE):
             some = components[start : start + VARIANTS_AT_ONCE]
             found.append(self._run(clean, [values.variant(component, random=random) for component in some]))
-        return torch.cat(found).permute(1, 2, 0)
+        return clean.settled(torch.cat(found) - before).permute(1, 2, 0)
 
     def _run(self, clean: CleanRun, variants: Sequence[Variant]) -> Tensor:
         """(variant, input, metric)."""

@@ -8,10 +8,13 @@ distribution,
           \qquad \log \tilde p = t - \mathrm{KL}
 
 where the mean change is the inner product of :math:`\Delta x` with the clean run's mean row of :math:`W`, taken once.
-Nothing large is subtracted from anything large: rounding goes with the change, not with the logits. The vocabulary is
-gone through slice by slice, so that what is read of a row is still in the processor's cache and no row is kept whole.
+Nothing large is subtracted from anything large: rounding goes with the change, not with the logits. What is left of it
+in the sum of the clean probabilities, and so in every divergence, is taken off, and a loss or logit difference that may
+be rounding is 0. The vocabulary is gone through slice by slice, so that what is read of a row is still in the
+processor's cache and no row is kept whole.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +28,8 @@ from assay.models.unembedding import Unembedding
 METRICS = ("loss_difference", "kl_from_clean", "top1_agreement", "logit_difference")
 TESTED = ("loss_difference", "logit_difference")
 """The metrics that are zero on average where an edit does nothing; the others cannot fall on both sides."""
+ROUNDING = 4.0
+"""Unit roundings of a uniform log-probability, -log of the vocabulary, that an edit which does nothing may show."""
 ROWS = 512
 """Rows compared at once: fewer, and the unembedding's weights are read from memory too often."""
 WHOLE_ROWS = 128
@@ -47,6 +52,7 @@ class CleanRun:
         tokens: the most probable one, the next (0 at the last position), and the most probable one besides the next,
             (row x read, 3).
         loss: mean negative log-probability of the next token, (row,), nats.
+        excess: log of the sum of the probabilities, zero but for rounding, (row x read,).
     """
 
     recording: Recording
@@ -57,6 +63,7 @@ class CleanRun:
     log_probabilities: Tensor
     tokens: Tensor
     loss: Tensor
+    excess: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -74,17 +81,16 @@ class CleanRun:
             first, second = log.topk(2, -1).indices.unbind(-1)
             foil = torch.where(first == following[here], second, first)
             probabilities = log.exp()
-            excess = probabilities.sum(
-                -1, keepdim=True
-            )  # 1, but for the rounding of the softmax's own normaliser
-            mean_map.append(unembedding.mean_map(probabilities.div_(excess)))
-            log -= excess.log()
+            mean_map.append(unembedding.mean_map(probabilities.div_(probabilities.sum(-1, keepdim=True))))
             tokens.append(torch.stack([first, following[here], foil], -1))
             logs.append(log)
         every = torch.cat(logs)
         loss = -every.gather(-1, following[:, None]).view(rows, -1)[:, _followed(read, length)].mean(-1)
         states = unembedding.states(resid)
-        return cls(recording, read, unembedding, states, torch.cat(mean_map), every, torch.cat(tokens), loss)
+        none, mean, told = every.new_zeros(len(every)), torch.cat(mean_map), torch.cat(tokens)
+        found = cls(recording, read, unembedding, states, mean, every, told, loss, none)
+        unchanged = ((torch.zeros_like(states[here])[None], here) for here in _slices(len(states)))
+        return replace(found, excess=torch.cat([found._gone_through(*some)[0][0] for some in unchanged]))
 
     def rows(self, start: int, stop: int) -> "CleanRun":
         """The comparison for some of the rows."""
@@ -98,6 +104,7 @@ class CleanRun:
             log_probabilities=self.log_probabilities[here],
             tokens=self.tokens[here],
             loss=self.loss[start:stop],
+            excess=self.excess[here],
         )
 
     @property
@@ -114,35 +121,36 @@ class CleanRun:
         """(variant, row, metric) of what leaves the last block, (variant, row, read, d_model)."""
         rows, length = self.recording.ids.shape
         flat, pieces = ends.flatten(1, 2), []
-        for start in range(0, flat.shape[1], ROWS):
-            here = slice(start, min(start + ROWS, flat.shape[1]))
-            some = flat[:, here].split(max(1, ROWS // (here.stop - start)))
+        for here in _slices(flat.shape[1]):
+            some = flat[:, here].split(max(1, ROWS // (here.stop - here.start)))
             pieces.append(torch.cat([self._compared(variants, here) for variants in some]))
         found = torch.cat(pieces, 1).unflatten(1, (rows, -1))  # variant, row, read, metric
         means = found.mean(2)
         tested = [METRICS.index(metric) for metric in TESTED]
         means[..., tested] = found[:, :, _followed(self.read, length)][..., tested].mean(2)
-        return means
+        return self.settled(means)
+
+    def settled(self, effects: Tensor) -> Tensor:
+        """Effects of which those that may be rounding are zero, where nothing but zero is no effect.
+
+        An idle component's effects would else be as small as they are alike, and found significant.
+
+        Args:
+            effects: of edits, (..., metric).
+
+        Returns:
+            The same, as tested metrics within :data:`ROUNDING` are 0.
+        """
+        finest = ROUNDING * torch.finfo(effects.dtype).eps * math.log(self.log_probabilities.shape[-1])
+        tested = torch.tensor([metric in TESTED for metric in METRICS], device=effects.device)
+        return effects.masked_fill(tested & (effects.abs() <= finest), 0)
 
     def _compared(self, ends: Tensor, here: slice) -> Tensor:
         """The metrics at a few positions, (variant, position, metric)."""
         states = self.unembedding.states(ends.flatten(0, 1)).unflatten(0, ends.shape[:2])
-        changes, clean = states - self.states[here], self.log_probabilities[here]
-        mean = torch.linalg.vecdot(changes, self.mean_map[here])[..., None]
-        tokens = self.tokens[here].expand(len(ends), -1, -1)
-        picked, total = changes.new_zeros(tokens.shape), changes.new_zeros(ends.shape[:2])
-        top = torch.full_like(total, -torch.inf)
-        width = SLICE if ends.device.type == "cpu" else clean.shape[1]
-        for start in range(0, clean.shape[1], width):
-            part = clean[:, start : start + width] - mean
-            self.unembedding.add_changes(part.flatten(0, 1), changes.flatten(0, 1), start)
-            place = tokens - start
-            inside = (place >= 0) & (place < part.shape[-1])
-            picked = torch.where(inside, part.gather(-1, place.clamp(0, part.shape[-1] - 1)), picked)
-            before, top = top, torch.maximum(top, part.amax(-1))
-            total = total * (before - top).exp_() + part.sub_(top[..., None]).exp_().sum(-1)
-        kl = top + total.log()
-        gained = picked - clean.gather(-1, self.tokens[here])
+        total, top, picked = self._gone_through(states - self.states[here], here)
+        kl = total - self.excess[here]
+        gained = picked - self.log_probabilities[here].gather(-1, self.tokens[here])
         first, following, foil = 0, 1, 2
         return torch.stack(
             [
@@ -153,6 +161,38 @@ class CleanRun:
             ],
             -1,
         )
+
+    def _gone_through(self, changes: Tensor, here: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The exponents t at a few positions, over the vocabulary.
+
+        Args:
+            changes: of the states, (variant, position, width).
+            here: the positions.
+
+        Returns:
+            The log of the sum of their exponentials and the largest, (variant, position), and those of the tokens,
+            (variant, position, 3).
+        """
+        clean = self.log_probabilities[here]
+        mean = torch.linalg.vecdot(changes, self.mean_map[here])[..., None]
+        tokens = self.tokens[here].expand(len(changes), -1, -1)
+        picked, total = changes.new_zeros(tokens.shape), changes.new_zeros(changes.shape[:2])
+        top = torch.full_like(total, -torch.inf)
+        width = SLICE if changes.device.type == "cpu" else clean.shape[1]
+        for start in range(0, clean.shape[1], width):
+            part = clean[:, start : start + width] - mean
+            self.unembedding.add_changes(part.flatten(0, 1), changes.flatten(0, 1), start)
+            place = tokens - start
+            inside = (place >= 0) & (place < part.shape[-1])
+            picked = torch.where(inside, part.gather(-1, place.clamp(0, part.shape[-1] - 1)), picked)
+            before, top = top, torch.maximum(top, part.amax(-1))
+            total = total * (before - top).exp_() + part.sub_(top[..., None]).exp_().sum(-1)
+        return top + total.log(), top, picked
+
+
+def _slices(count: int) -> list[slice]:
+    """Rows that are compared at once."""
+    return [slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
 
 
 def clean_memory(model: Model, rows: int) -> int:
