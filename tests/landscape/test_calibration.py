@@ -178,7 +178,10 @@ def test_drift_is_more_than_chance_and_more_than_little() -> None:
     assert not drifts(still, 0.02)
     assert drifts(still + np.linspace(0, 3, 400), 0.02)
     assert not drifts(still + np.linspace(0, 3, 400), 0.5)
-    assert not drifts(still[:1], 0.0)
+    # of one alone by the autocorrelation of its own draws
+    assert drifts(still[:1] + np.linspace(0, 3, 400), 0.02)
+    assert not drifts(still[:1], 0.02)
+    assert not drifts(still[:1, :12], 0.0)
 
 
 def test_chains_at_rest_are_taken_to_drift_as_often_as_is_said() -> None:

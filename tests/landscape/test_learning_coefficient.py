@@ -10,6 +10,7 @@ from torch import nn
 
 from assay.errors import BadInput
 from assay.estimates.convergence import convergence
+from assay.landscape import estimators
 from assay.landscape import target as target_module
 from assay.landscape.defaults import stepping
 from assay.landscape.learning_coefficient import LearningCoefficient, learning_coefficient
@@ -260,6 +261,25 @@ def test_chains_whose_steps_are_all_refused_fail_and_do_not_pass_for_a_narrow_in
         ("L209", {"acceptance": 0.9}, "pass"),
         ("L209", {"acceptance": 0.3}, "warn"),
         ("L209", {"acceptance": np.nan}, "pass"),
+        ("L210", {"llc": 10.0, "sensitivity": 0.5, "sensitivity_low": 0.1}, "pass"),
+        ("L210", {"llc": 10.0, "sensitivity": 0.5, "sensitivity_low": 0.4}, "warn"),
+        ("L210", {"llc": 10.0, "sensitivity": 0.9, "sensitivity_low": 0.6, "degree": 2.1}, "fail"),
+        ("L210", {"llc": 10.0, "sensitivity": 0.9, "sensitivity_low": 0.6, "degree": 3.9}, "warn"),
+        (
+            "L213",
+            {"llc": 10.0, "llc_low": 9.9, "llc_high": 10.1, "llc_variance": 9.6, "llc_variance_low": 9.5},
+            "pass",
+        ),
+        (
+            "L213",
+            {"llc": 10.0, "llc_low": 9.9, "llc_high": 10.1, "llc_variance": 9.0, "llc_variance_low": 8.5},
+            "warn",
+        ),
+        (
+            "L213",
+            {"llc": 10.0, "llc_low": 9.9, "llc_high": 10.1, "llc_variance": 9.0, "llc_variance_low": 7.9},
+            "pass",
+        ),
     ],
 )
 def test_each_check_reads_its_figure(measured: Result, code: str, changes, verdict: str) -> None:
@@ -577,3 +597,64 @@ def test_other_data_than_the_settings_name_are_refused(measured: Result) -> None
     _, module, data = network((3, 4, 3), 2, 60)
     with pytest.raises(BadInput, match="other data"):
         measured.measurement.plan(target(module, squared_error, (data[0] + 1, data[1])))
+
+
+def soft(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """A quadratic whose curvatures, times n beta = 50, lie from 0.5 to 500 around the localization; the last is 0."""
+    (weights,) = module.parameters()
+    curvatures = torch.cat([torch.logspace(-2, 1, len(weights) - 1), torch.zeros(1)])
+    return (curvatures * weights**2).sum() / 2 + 0 * batch[0][:, 0]
+
+
+@pytest.mark.parametrize(("localization", "verdict"), [(2.0, "fail"), (0.02, "pass")])
+def test_what_the_localization_holds_down_is_measured_and_fails(localization: float, verdict: str) -> None:
+    """Cov(n beta L, g) in closed form; a flat direction adds a half to what is held, and nothing to what is lacking."""
+    curvatures = 50.0 * torch.cat([torch.logspace(-2, 1, 15), torch.zeros(1)]).double()
+    free = curvatures / (curvatures + localization)
+    result = learning_coefficient(
+        Separable([2] * 16),
+        soft,
+        torch.zeros(100, 1),
+        n_beta=50.0,
+        localization=localization,
+        sampler="hmc",
+        sampler_settings={"leapfrog": 8},
+        chains=16,
+        burn_in=100,
+        draws=600,
+    )
+    found = result.dataset
+    for name, expected in (
+        ("llc", free.sum() / 2),
+        ("sensitivity", (free * (1 - free)).sum() / 2),
+        ("llc_variance", (free**2).sum() / 2),
+    ):
+        assert float(found[f"{name}_stderr"]) < 0.1 * float(found["llc"])
+        assert float(found[name]) == pytest.approx(float(expected), abs=4 * float(found[f"{name}_stderr"]))
+    assert float(found["degree"]) == pytest.approx(2, rel=1e-4)
+    held = (localization / (curvatures + localization)).sum() / 2
+    if localization > 1:  # a flat direction is not explored otherwise
+        assert float(found["held"]) == pytest.approx(float(held), rel=0.05)
+        assert verdicts(result)["L213"] == "warn"
+    assert verdicts(result)["L210"] == verdict
+
+
+def test_with_batches_what_the_localization_holds_down_is_found_without_them() -> None:
+    """A batch's loss and slope share its chance: only their covariance with the place is of use."""
+    loss = torch.randn(4, 50, generator=generator()).numpy()
+    draws = estimators.Draws(loss, np.zeros_like(loss), 3.0, 0.0)
+    held = torch.rand(4, 50, generator=generator(1)).numpy()
+    found = estimators.pull(draws, held, loss, whole=False)
+    expected = [3 * np.cov(one, other)[0, 1] for one, other in zip(loss, held, strict=True)]
+    assert found["sensitivity"] == pytest.approx(np.mean(expected))
+    assert found["held"] == pytest.approx(held.mean())
+    assert estimators.pull(draws, held[:1], loss, whole=False) == {}
+
+
+def test_steps_of_another_kind_are_not_judged_by_a_langevin_step_and_the_heat_of_batches_is_told() -> None:
+    _, module, data = network((3, 4, 3), 2, 60)
+    few = {"step_size": 1e-3, "draws": 30, "burn_in": 20, "chains": 2, "sampler": "sgnht"}
+    result = learning_coefficient(module, squared_error, data, batch_size=16, **few)
+    assert bool(result.dataset["acceptance"].isnull().all())
+    assert verdicts(result)["L214"] == "warn"
+    assert verdicts(learning_coefficient(module, squared_error, data, **few))["L214"] == "pass"

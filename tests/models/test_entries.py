@@ -81,6 +81,7 @@ def test_a_row_is_computed_once_as_long_as_there_is_room(llama: Model, ids: Tens
         assert counts[0] == 12 * computed
         assert counts[-1] == 12 * 9
         assert entries.held == held * of_a_row
+        assert entries.most(ids) == min(room, 3 * of_a_row)
 
 
 def test_entries_follow_weights_that_are_changed_before_the_block(llama: Model, ids: Tensor) -> None:

@@ -23,6 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from assay.estimates.convergence import convergence
 from assay.landscape.chains import Chains, Walk, Walker, begin
 from assay.landscape.estimators import corrected, half_width
 from assay.landscape.frugal import Frugal
@@ -277,15 +278,21 @@ def finite(walk: Walk) -> bool:
 def drifts(excess: np.ndarray, share: float, chance: float = SIGNIFICANT) -> bool:
     """Tell whether the halves of draws differ, by more than a share and by more than chance.
 
+    Chance is how far chains differ from each other; in one alone it is what the autocorrelation of each half allows.
+
     Args:
         excess: (chain, draw).
         share: of the mean.
         chance: how often halves of chains at rest may be taken to differ.
     """
-    half = excess.shape[1] // 2
+    excess, half = excess[np.isfinite(excess).all(1)], excess.shape[1] // 2
     change = excess[:, half:].mean(1) - excess[:, :half].mean(1)
-    change = change[np.isfinite(change)]
-    if len(change) < 2 or abs(change.mean()) <= share * abs(excess[:, half:].mean()):
+    if not len(change) or abs(change.mean()) <= share * abs(excess[:, half:].mean()):
         return False
+    if len(change) == 1 and half < 8:  # too few to tell
+        return False
+    if len(change) == 1:
+        each = [convergence(part).mcse for part in (excess[:, :half], excess[:, half:])]
+        return bool(abs(change[0]) > stats.norm.ppf(1 - chance / 2) * np.hypot(*each))
     found = abs(change.mean()) / (change.std(ddof=1) / len(change) ** 0.5)
     return bool(found > stats.t.ppf(1 - chance / 2, len(change) - 1))

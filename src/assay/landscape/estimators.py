@@ -126,27 +126,35 @@ def others(draws: Draws, hot: Draws | None, first: Mapping[str, Any], n: int | N
     return found if n is None else found | wbic(first, n, draws.n_beta, draws.baseline)
 
 
-def sensitivity(draws: Draws, held: np.ndarray, virial: np.ndarray | None) -> dict[str, float]:
-    r"""Tell by how much the estimate would rise if the logarithm of the localization fell by one.
+def pull(draws: Draws, held: np.ndarray, virial: np.ndarray, *, whole: bool) -> dict[str, float]:
+    r"""Tell what the localization holds, and how much of the estimate that may be; needs two chains.
 
-    With :math:`g = \frac\gamma2 \lVert w - w^* \rVert^2` that is :math:`\mathrm{Cov}(n\beta L, g)`: in a quadratic
-    mode of curvature a, :math:`\frac12 a\gamma / (a + \gamma)^2`, nothing where a is 0 or large. By parts it is also
-    :math:`\frac12 (E[G] - \mathrm{Cov}(n\beta L, G))` with :math:`G = n\beta\,(w - w^*) \cdot \nabla L`, in which what
-    the localization alone holds has no part. That needs losses and slopes over all of the data; of the two, it is the
-    one in which the chains agree better.
+    ``held`` is the mean of :math:`g = \frac\gamma2 \lVert w - w^* \rVert^2`, a half for each direction that the
+    localization alone holds. ``sensitivity`` is by how much the estimate would rise if :math:`\ln\gamma` fell by one:
+    :math:`\mathrm{Cov}(n\beta L, g)`, in a quadratic mode of curvature a :math:`\frac12 a\gamma / (a + \gamma)^2`,
+    nothing where a is 0 or large. By parts it is also :math:`\frac12 (E[G] - \mathrm{Cov}(n\beta L, G))` with
+    :math:`G = n\beta\,(w - w^*) \cdot \nabla L`, in which flat directions have no part; that needs losses and slopes
+    over all of the data. Of the two it is the one in which the chains agree better. ``degree`` is :math:`E[G]` over
+    the estimate: that of the loss along rays from the anchor, 2 in a quadratic.
 
     Args:
-        draws: at n beta; of two chains or more.
+        draws: at n beta.
         held: g of each, (chain, draw).
-        virial: of each, (chain, draw), where slopes are over all of the data; else None.
+        virial: of each, (chain, draw).
+        whole: whether losses and slopes are over all of the data.
     """
-    found = [_covariance(draws.loss, held) * draws.n_beta]
-    if virial is not None:
-        drawn = 2 * (virial - held)
+    if len(held) < 2:
+        return {}
+    along, found = 2 * (virial - held), [draws.n_beta * _covariance(draws.loss, held)]
+    if whole:
         # the step size adds b to n beta L, 2 b to G, and 4 b to their covariance, to first order
-        spread = draws.n_beta * _covariance(draws.loss, drawn)
-        found.append((drawn.mean(1) - spread + 2 * draws.bias.mean(1)) / 2)
-    return named("sensitivity", min(found, key=lambda each: each.var()))
+        spread = draws.n_beta * _covariance(draws.loss, along)
+        found.append((along.mean(1) - spread + 2 * draws.bias.mean(1)) / 2)
+    return {
+        "held": float(held.mean()),
+        "degree": float((along - 2 * draws.bias).mean()) / max(float(draws.excess.mean()), 1e-12),
+        **named("sensitivity", min(found, key=lambda each: each.var())),
+    }
 
 
 def _covariance(left: np.ndarray, right: np.ndarray) -> np.ndarray:

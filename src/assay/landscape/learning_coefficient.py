@@ -31,15 +31,14 @@ from assay.estimates.checks import Check
 from assay.landscape.calibration import STOPPED, Aim, Run, run
 from assay.landscape.chains import Chains
 from assay.landscape.chance import chain_seeds
-from assay.landscape.estimators import Draws, aligned, finite_or_flagged, mean, named, others, withheld
+from assay.landscape.estimators import Draws, aligned, finite_or_flagged, mean, named, others, pull, withheld
 from assay.landscape.fluctuation import fluctuation
-from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import LARGE
 from assay.landscape.learning_coefficient_checks import judge
 from assay.landscape.learning_coefficient_settings import EstimateSettings, require
 from assay.landscape.losses import Loss, loss_name, next_token
 from assay.landscape.minimum import Anchor, look, steepest
-from assay.landscape.probe import Probe
+from assay.landscape.probe import acceptance_of
 from assay.landscape.samplers.settings import sampler_settings_of
 from assay.landscape.target import Data, Target, target
 from assay.landscape.walks import bias_of_loss
@@ -127,10 +126,8 @@ class LearningCoefficient(EstimateSettings, Measurement):
         acceptance = torch.full_like(chains.n_beta, torch.nan)
         if "acceptance" in found.walk.reports:
             acceptance = found.walk.reports["acceptance"][:, found.burn_in :].mean(1)
-        elif isinstance(found.walking, Frugal):
-            acceptance = found.walking.acceptance(self.seed)
-        else:
-            acceptance = Probe(model, chains).acceptance(found.walking.position, found.step_size, self.seed)
+        elif self.sampler == "sgld":  # whose steps are those that are tested
+            acceptance = acceptance_of(model, chains, found.walking, found.step_size, self.seed)
         pieces = {
             **{f"trace_{name}": trace[:count] for name, trace in traces.items()},
             **{f"second_{name}": traces[name][count:] for name in ("loss", "loss_bias")},
@@ -163,11 +160,14 @@ class LearningCoefficient(EstimateSettings, Measurement):
         hot = drawn("second", n_beta / ratio) if ratio is not None else None
         variables: dict[str, Any] = mean(draws)
         variables |= others(draws, hot, variables, None if self.n_beta is not None else model.n)
-        if self.batch(model) is not None or self.training:  # it would be mostly that of batches and dropout
+        whole = self.batch(model) is None and not self.training
+        if not whole:  # it would be mostly that of batches and dropout
             variables = {name: value for name, value in variables.items() if "variance" not in name}
         variables["unexplored"] = (
             1 - 2 * (virial - bias)[kept, after].mean() / parameters if kept.any() else np.nan
         )
+        held = self.localization / 2 * distance[kept, after] ** 2
+        variables |= pull(draws, held, virial[kept, after], whole=whole)
         if self.fluctuation_draws:
             each = torch.cat([part["singular_fluctuation"] for part in parts]).numpy()[kept]
             variables |= named("singular_fluctuation", each)
@@ -222,10 +222,11 @@ class LearningCoefficient(EstimateSettings, Measurement):
         return judge(dataset)
 
     def memory(self, model: Target) -> int:
-        """Positions, gradients and noise of the chains walked together, and the traces of all."""
+        """Positions, gradients and noise of the chains walked together, the traces of all, and what a model keeps."""
         together = self._together(model) * (1 if self.second_temperature is None else 2)
         buffers = 6 * together * model.d * model.dtype.itemsize
-        return buffers + 5 * 8 * self.chains * self.steps(model)
+        kept = 0 if model.entries is None else model.entries.most(model.data[0])
+        return buffers + kept + 5 * 8 * self.chains * self.steps(model)
 
 
 def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of the sampler)
@@ -296,9 +297,9 @@ def learning_coefficient(  # noqa: PLR0913 (each is one documented setting of th
         chains, which are independent, and never narrower than ``llc_mcse`` allows), which is ``llc_raw`` less
         ``llc_bias``, the first-order bias of the step size; ``llc_per_chain`` (chain); where asked for or possible
         ``llc_variance``, ``llc_slope``, ``wbic`` and ``singular_fluctuation``; ``llc_mcse``, ``r_hat``, ``ess``,
-        ``drift`` and ``unexplored``; per chain ``step_size``, ``curvature``, ``acceptance``, ``diverged``; and the
-        traces ``loss`` and ``distance`` (chain, draw; negative draws are burn-in). ``attrs["stopped"]`` says whether
-        the interval is as narrow as asked or the budget was spent.
+        ``drift``, ``unexplored``, ``held``, ``degree``, ``sensitivity``; per chain ``step_size``, ``curvature``,
+        ``acceptance``, ``diverged``; and the traces ``loss`` and ``distance`` (chain, draw; burn-in below 0).
+        ``attrs["stopped"]`` says whether the interval is as narrow as asked or the budget was spent.
 
     What cannot be sampled, and a setting out of range, is `BadInput`.
     """

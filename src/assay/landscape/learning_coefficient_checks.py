@@ -23,6 +23,12 @@ WIDE = 0.1
 """Half the width of the interval, as a share of the estimate, from which it does not exclude an error of a tenth."""
 NEAR = 0.02
 """Share of the estimate that may lie downhill of the anchor."""
+HELD = (0.02, 0.05)
+"""Shares of the estimate that it surely gains when the logarithm of the localization falls by one: warns, fails."""
+SINGULAR = 2.5
+"""Degree of the loss along rays, 2 in a quadratic and 4 in a product of two squares, from which that only warns."""
+DIFFERENT = 0.05
+"""Share of the estimate by which another estimator may differ from it."""
 REFUSED, STUCK = 0.5, 0.9
 """Shares of steps that a Metropolis test may refuse: before a warning, and where it does refuse them, at all."""
 
@@ -44,6 +50,9 @@ def judge(dataset: xr.Dataset) -> list[Check]:
         _unexplored(dataset),
         _width(dataset),
         _acceptance(dataset),
+        _held(dataset),
+        _others(dataset),
+        *_thermostat(dataset),
     ]
 
 
@@ -144,12 +153,57 @@ def _acceptance(dataset: xr.Dataset) -> Check:
     code, title = "L209", "steps would be refused"
     refused, exact = 1 - float(dataset["acceptance"].mean()), bool(dataset.attrs["exact"])
     if math.isnan(refused):
-        return Check(code, title, "pass", None, "Not looked at: the module is too large.")
+        return Check(
+            code, title, "pass", None, f"Not looked at: {dataset.attrs['sampler']} takes other steps."
+        )
     test = "The Metropolis test refused" if exact else "A Metropolis test on a fixed batch would refuse"
     message = f"{test} {refused:.0%} of the steps."
     remedy = "Take a smaller step size, or a lower bias_tolerance."
     # where no test is made, many dimensions refuse much at a small bias too
     return graded(code, title, refused, (REFUSED, STUCK if exact else math.inf), message, remedy)
+
+
+def _held(dataset: xr.Dataset) -> Check:
+    size = max(abs(float(dataset["llc"])), 1e-12)
+    share = float(dataset["sensitivity"]) / size
+    message = f"A localization e times smaller would raise the estimate by {share:.1%}."
+    remedy = "Directions in which the loss is soft are held by the localization alone: take a smaller localization."
+    surely = float(dataset["sensitivity_low"]) / size
+    # where the loss rises faster than a quadratic, so does the law of a perfect sampler: it only tends to lambda
+    fails = HELD[1] if float(dataset["degree"]) < SINGULAR else math.inf
+    return graded(
+        "L210", "the localization holds the estimate down", surely, (HELD[0], fails), message, remedy
+    )
+
+
+def _others(dataset: xr.Dataset) -> Check:
+    """Compare the estimate with the other estimators, where their intervals lie apart."""
+    llc, largest, message = float(dataset["llc"]), 0.0, "No other estimator says otherwise."
+    own = (float(dataset["llc_high"]) - float(dataset["llc_low"])) / 2
+    for name in ("llc_variance", "llc_slope"):
+        if name not in dataset:
+            continue
+        other = float(dataset[name])
+        half, share = other - float(dataset[f"{name}_low"]), abs(other - llc) / max(abs(llc), 1e-12)
+        if abs(other - llc) > math.hypot(own, half) and share > largest:
+            largest = share
+            message = f"{name} is {other:.4g}, {share:.0%} of the estimate away from it, and the intervals lie apart."
+    remedy = (
+        "They differ where the localization holds (L210), and at multiplicity above 1: try a larger n beta."
+    )
+    return graded("L213", "the estimators disagree", largest, (DIFFERENT, math.inf), message, remedy)
+
+
+def _thermostat(dataset: xr.Dataset) -> list[Check]:
+    """Warn of the heat of batches where nothing measures it: the thermostat sees the mean of all directions."""
+    if dataset.attrs["sampler"] != "sgnht":
+        return []
+    code, title = "L214", "the heat of batches is not measured"
+    if dataset.attrs["batch_size"] >= dataset.attrs["examples"]:
+        return [Check(code, title, "pass", None, "Each step takes all of the data: there is none.")]
+    message = "The thermostat keeps the mean temperature: directions that batches heat more stay hotter."
+    remedy = "Take sgld, whose law counts the noise of batches, a larger batch, or all of the data."
+    return [Check(code, title, "warn", None, message, remedy)]
 
 
 def _half_width(dataset: xr.Dataset) -> float:

@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import Tensor
 
-from assay.landscape.chains import Chains, walked_together
+from assay.landscape.chains import Chains, Walker, walked_together
+from assay.landscape.frugal import Frugal
 from assay.landscape.gradients import Gradient, everything, gradient_of
 from assay.landscape.samplers.mala import log_ratio
 from assay.landscape.samplers.sampler import Point
@@ -16,6 +17,13 @@ REACH = 1e-2
 """Distance over which slopes are compared."""
 ROWS = 512
 """Examples of the fixed batch on which chains that walk on batches are looked at."""
+
+
+def acceptance_of(target: Target, chains: Chains, walking: Walker, step_size: float, seed: int) -> Tensor:
+    """Give the probability with which a Langevin step from where each chain is would be accepted, (chain,)."""
+    if isinstance(walking, Frugal):
+        return walking.acceptance(seed)
+    return Probe(target, chains).acceptance(walking.position, step_size, seed)
 
 
 class Probe:

@@ -66,6 +66,11 @@ class Entries:
         """Bytes that are kept."""
         return sum(entry.nbytes for entry in self._kept.values())
 
+    def most(self, ids: Tensor) -> int:
+        """Tell how many bytes are kept at most when some rows of tokens, (row, pos), came by."""
+        each = self._model.d_model * next(self._model.module.parameters()).itemsize
+        return min(self._room, ids.numel() * each)
+
     def serves(self, ids: Tensor) -> bool:
         """Tell whether a family's passes can begin at a block, by trying the first tokens of some rows.
 
