@@ -254,7 +254,8 @@ def test_a_class_out_of_range_is_found_wherever_it_is(hooked: bool) -> None:
     classes[5000] = 7
     made = target(network, cross_entropy, (torch.ones(9000, 3), classes))
     with pytest.raises(
-        BadInput, match=r"the loss of 4096 examples cannot be taken: Target 7 .*\(4096,\) torch.int64"
+        BadInput,
+        match=r"the loss of 4096 examples cannot be taken: Target 7 is out of bounds\. It was .*\(4096,\) torch.int64",
     ):
         look(made, 100.0, 1.0)
 

@@ -360,5 +360,5 @@ def _floats(name: str, values: object) -> tuple[float, ...] | None:
         return tuple(float(value) for value in cast("Sequence[float]", values))
     except (TypeError, ValueError) as error:
         raise BadInput(
-            f"{name}={values!r}: give several numbers, such as {name}=(0.001, 0.01); leave it out to have them found."
+            f"{name}={values!r}: give a tuple of numbers, ascending; leave it out to have them found."
         ) from error

@@ -290,7 +290,7 @@ def target(
     made = replace(made, mask=None if mask is None else flattened(mask, made.parameters))
     if isinstance(loss, AnchorLoss):
         made = _bound(made, loss)
-    _try(made)
+    try_loss(made)
     return made
 
 
@@ -349,7 +349,7 @@ def _are_ids(inputs: Tensor) -> bool:
     return inputs.ndim == 2 and not inputs.dtype.is_floating_point
 
 
-def _try(made: Target) -> None:
+def try_loss(made: Target) -> None:
     """Refuse a loss that is not one finite value for each example."""
     few = tuple(part[:2] for part in made.data)
     with torch.no_grad(), made.evaluating(), explained(few):
@@ -382,8 +382,8 @@ def explained(batch: tuple[Tensor, ...]) -> Generator[None]:
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         raise BadInput(
-            f"the loss of {len(batch[0])} examples cannot be taken: {error}. It was called as loss(module, batch), "
-            f"where batch is a tuple of {len(batch)}: {shapes}. Do the data have all that it reads, in the shapes and "
+            f"the loss of {len(batch[0])} examples cannot be taken: {str(error).rstrip('.')}. It was called as "
+            f"loss(module, batch), where batch is a tuple of {len(batch)}: {shapes}. Do the data have all that it reads, in the shapes and "
             "the range it expects? A loss of outputs and targets, as torch has them, is made one by "
             "`assay.landscape.losses.OutputLoss`."
         ) from error
