@@ -2,7 +2,9 @@
 
 Every run has two lists of events on a common clock. An event of the first kind is matched when one of the second kind
 lies within a tolerance. The alignment is the share that is matched. Chance is the same share after shuffling: events of
-one run against those of the others, or, with a single run, against its own shifted around the clock.
+one run against those of the others. With a single run it is the share after its own events were shifted around the
+clock, which is there to be looked at and is no test: where changes are early in training, as they mostly are, a shift
+takes them apart whether or not they belong together.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ class Alignment:
     Attributes:
         share: of events matched, with its interval over runs (over events with a single run).
         baseline: the same after shuffling.
-        p: probability that shuffling gives as large a share; NaN where there is no event.
+        p: probability that shuffling gives as large a share; NaN where there is no event, or one run alone.
         events: of the first kind, in all runs.
     """
 
@@ -46,8 +48,8 @@ def alignment(
     """Tell how often events of the first kind come with one of the second.
 
     With several runs, shuffling gives each run's first list another run's second list (`shuffles` permutations for
-    p; all other runs for the baseline). With one run, the second list goes round the clock, by all shifts of more
-    than twice the tolerance.
+    p; all other runs for the baseline). With one run there is no p, and for the baseline the second list goes round
+    the clock, by all shifts of more than twice the tolerance.
 
     Args:
         first: for each run its events, as places 0, ..., length - 1.
@@ -78,9 +80,7 @@ def alignment(
             [_matched(first[0], [(place + by) % length for place in second[0]], tolerance) for by in shifts],
             dtype=np.float64,
         )
-        return Alignment(
-            proportion(int(own[0]), total), _spread(shifted / total), _tail(shifted, own[0]), total
-        )
+        return Alignment(proportion(int(own[0]), total), _spread(shifted / total), float("nan"), total)
     runs = len(first)
     others = (matched.sum(1) - own) / (runs - 1)
     drawn = np.array([matched[np.arange(runs), rng.permutation(runs)].sum() for _ in range(shuffles)])

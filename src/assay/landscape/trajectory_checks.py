@@ -87,12 +87,13 @@ def _alignment(dataset: xr.Dataset) -> Check:
     count = int(dataset["drops"])
     if not count:
         return Check(code, title, "pass", None, "No drop in loss was found, so nothing is claimed of any.")
-    share, chance = float(dataset["alignment"]), float(dataset["baseline_alignment"])
-    message = (
-        f"{share:.0%} of {count} drops in loss come with a rise in LLC, {chance:.0%} by chance (p = {p:.2g})."
-    )
+    aligned = f"{float(dataset['alignment']):.0%} of {count} drops in loss come with a rise in LLC"
+    if math.isnan(p):
+        message = f"{aligned}; of one run alone nobody can say how many would by chance."
+        return Check(code, title, "warn", None, message, "Do not speak of alignment: take several runs.")
+    message = f"{aligned}, {float(dataset['baseline_alignment']):.0%} by chance (p = {p:.2g})."
     if p <= 0.05:
         return Check(code, title, "pass", p, message)
     return Check(
-        code, title, "warn", p, message, "Do not speak of alignment: take more seeds, or finer checkpoints."
+        code, title, "warn", p, message, "Do not speak of alignment: take more runs, or finer checkpoints."
     )

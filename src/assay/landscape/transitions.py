@@ -1,8 +1,8 @@
 """Transitions: where loss and learning coefficient change over training, and whether they change together.
 
 Three answers, each beside the same with curves of different runs paired (for a single run: with its own LLC shifted
-in time, circularly): the share of drops in loss that come with a rise in LLC, the mean course of the LLC around a drop,
-and the rank correlation of how far both moved, over windows that do not overlap.
+in time, circularly, which is shown but is no test): the share of drops in loss that come with a rise in LLC, the mean
+course of the LLC around a drop, and the rank correlation of how far both moved, over windows that do not overlap.
 """
 
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ def made(runs: int, *, top: float = 9.0) -> xr.Dataset:
             "alignment_low": 0.4,
             "alignment_high": 1.0,
             "baseline_alignment": 0.25,
-            "alignment_p": 0.03,
+            "alignment_p": 0.03 if runs > 1 else np.nan,
             "known": ("level", np.array([2.0, 5.0, 7.5])),
             **around,
         },
@@ -59,7 +59,7 @@ def test_there_is_a_row_for_each_run_and_step(runs: int) -> None:
     last = rows.iloc[-1]
     assert (last["run"], last["step"]) == (runs - 1, 390)
     assert last["llc"] == pytest.approx(5 + 0.1 * (runs - 1))
-    assert rows[rows["loss_change"] != 0]["step"].unique().tolist() == [200]
+    assert set(rows["step"][rows["loss_change"] != 0]) == {200}
     around = page.around_frame(made(runs))
     assert around.columns.tolist() == ["curve", "lag", "low", "high", "value"]
     assert len(around) == 26
@@ -74,7 +74,9 @@ def test_one_run_has_a_band_and_marks_and_the_known_lines() -> None:
         layer["data"]["values"] for layer in drawn["vconcat"][1]["layer"] if "values" in layer.get("data", {})
     ]
     assert [row["known"] for row in (known or inline)[0]] == [2.0, 5.0, 7.5]
-    assert "100% [40%, 100%] of 1 drops" in drawn["title"]["subtitle"]
+    subtitle = drawn["title"]["subtitle"]
+    assert "100% [40%, 100%] of 1 drops" in subtitle and subtitle.endswith("one run is no test of chance.")
+    assert spec(page.chart(made(3)))["title"]["subtitle"].endswith("25% by chance (p = 0.03).")
 
 
 def test_several_runs_are_thin_lines_with_their_median_on_top() -> None:
@@ -136,4 +138,9 @@ def test_a_coefficient_that_could_not_be_had_is_left_out() -> None:
     dataset = made(1)
     for name in ("llc", "llc_low", "llc_high"):
         dataset[name] = dataset[name] * np.nan
-    page.chart(dataset.drop_vars("known")).save(io.StringIO(), format="svg")
+    whole, drawn = io.StringIO(), io.StringIO()
+    page.chart(made(1)).save(whole, format="svg")
+    page.chart(dataset.drop_vars("known")).save(drawn, format="svg")
+    # the same but for the 40 points of the LLC
+    assert whole.getvalue().count("<path") - drawn.getvalue().count("<path") >= 40
+    assert "NaN" not in drawn.getvalue()
