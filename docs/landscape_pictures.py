@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import altair as alt
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -38,6 +39,39 @@ def calibrate() -> Picture:
     anchor, data = linear(widths, rank, torch.Generator().manual_seed(0))
     truth = assay.known.deep_linear(widths, rank).learning_coefficient
     return assay.calibrate(deep_linear.as_module(anchor), "squared_error", data).chart(truth=truth)
+
+
+def known_truths() -> Picture:
+    """What the exact sampler finds on chains of one-unit layers, of multiplicity 1 to 3, beside the law."""
+    lines: list[dict[str, float | str]] = []
+    points: list[dict[str, float | str]] = []
+    temperatures = [10.0**power for power in range(1, 9)]
+    for layers in (1, 2, 3):
+        truth, called = assay.known.deep_linear([1] * (layers + 1), 0), f"m = {layers}"
+        anchor = deep_linear.at_minimal_rank(torch.zeros(1, 1), [1] * (layers + 1))
+        for n_beta in temperatures:
+            excess = gibbs.gibbs(
+                anchor,
+                n_beta=n_beta,
+                chains=300,
+                sweeps=60,
+                burn_in=60,
+                generator=torch.Generator().manual_seed(layers),
+            )
+            each = excess.mean(1)
+            mean, half = float(each.mean()), 2 * float(each.std()) / len(each) ** 0.5
+            of = {"n_beta": n_beta, "multiplicity": called}
+            points.append({**of, "excess": mean, "low": mean - half, "high": mean + half})
+            lines.append({**of, "excess": truth.at(n_beta)})
+    x = alt.X(
+        "n_beta:Q", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", tickCount=6), title="n beta"
+    )
+    y = alt.Y("excess:Q", title="E[n beta K]", scale=alt.Scale(domain=[0, 0.55], clamp=True))
+    color = alt.Color("multiplicity:N", title=None)
+    found = alt.Chart(pd.DataFrame(points), width=420, height=240)
+    law = alt.Chart(pd.DataFrame(lines)).mark_line(strokeDash=[5, 4]).encode(x=x, y=y, color=color)
+    whiskers = found.mark_rule().encode(x=x, y="low:Q", y2="high:Q", color=color)
+    return law + whiskers + found.mark_point(filled=True, size=40, opacity=1).encode(x=x, y=y, color=color)
 
 
 def trajectory() -> Picture:

@@ -48,6 +48,7 @@ OF_SMOLLM2: dict[str, Callable[[Model], Picture]] = {
 OF_KNOWN: dict[str, Callable[[], Picture]] = {
     "known_circuits": circuits.known_circuits,
     "landscape/bias_law": samplers.where_the_law_holds,
+    "landscape/known_truths": landscape.known_truths,
     "landscape/samplers": samplers.laws,
     "landscape/trajectory_dln": landscape.trajectory_dln,
     "landscape/trajectory_induction": landscape.trajectory_induction,

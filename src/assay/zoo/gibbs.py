@@ -8,8 +8,9 @@ The localized posterior of a deep linear network,
 is Gaussian in each layer when the others are held. With A the product of the layers after layer l, and B of those
 before, times S, the precision of :math:`W_l` is :math:`2 n\beta\,(B B^T \otimes A^T A) + \gamma I`; it is diagonal in
 the eigenbases of :math:`A^T A` and :math:`B B^T`, so a layer is drawn exactly in one go. There is no step size and no
-bias; in practice hardly any autocorrelation. Computed in float64. Cost of a sweep: two eigendecompositions a layer, of the
-narrowest width on either side: what A and B do not see of a layer is as the localization has it.
+bias, and hardly any autocorrelation but where a hidden layer is hardly wider than the rank of the map: its neighbours
+hold each other there, and need many hundred sweeps. Computed in float64. Cost of a sweep: two eigendecompositions a
+layer, of the narrowest width on either side: what A and B do not see of a layer is as the localization has it.
 
 What a layer is about to be drawn from is known, and so is the excess loss to expect of it. With :math:`h_{ij}` the
 eigenvalues of the precision less :math:`\gamma`, and :math:`\bar W_l` the Gaussian's mean,
