@@ -383,9 +383,9 @@ def explained(batch: tuple[Tensor, ...]) -> Generator[None]:
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         raise BadInput(
             f"the loss of {len(batch[0])} examples cannot be taken: {str(error).rstrip('.')}. It was called as "
-            f"loss(module, batch), where batch is a tuple of {len(batch)}: {shapes}. Do the data have all that it reads, in the shapes and "
-            "the range it expects? A loss of outputs and targets, as torch has them, is made one by "
-            "`assay.landscape.losses.OutputLoss`."
+            f"loss(module, batch), where batch is a tuple of {len(batch)}: {shapes}. Do the data have all that it "
+            "reads, in the shapes and the range it expects? A loss of outputs and targets, as torch has them, is made "
+            "one by `assay.landscape.losses.OutputLoss`."
         ) from error
 
 
