@@ -11,7 +11,7 @@ from torch import Tensor
 
 import assay
 from assay.landscape.experiments import experiment
-from assay.zoo import deep_linear, gibbs
+from assay.zoo import deep_linear, gibbs, induction
 
 N = 500
 Picture = alt.TopLevelMixin
@@ -72,6 +72,16 @@ def known_truths() -> Picture:
     law = alt.Chart(pd.DataFrame(lines)).mark_line(strokeDash=[5, 4]).encode(x=x, y=y, color=color)
     whiskers = found.mark_rule().encode(x=x, y="low:Q", y2="high:Q", color=color)
     return law + whiskers + found.mark_point(filled=True, size=40, opacity=1).encode(x=x, y=y, color=color)
+
+
+def refined_learning_coefficients() -> Picture:
+    """Heads and MLPs of the induction transformer, by how far its outputs move."""
+    model = assay.load("zoo:induction")
+    model.module.requires_grad_(True)
+    ids = induction.examples(1000, generator=torch.Generator().manual_seed(1))[:, :15]
+    heads = [f"head.{layer}.{head}" for layer in range(2) for head in range(4)]
+    parts = [*heads, "mlp.0", "mlp.1"]
+    return assay.refined_learning_coefficients(model, "kl_to_anchor", ids, parts, batch_size=64).chart()
 
 
 def trajectory() -> Picture:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from assay.landscape import known
     from assay.landscape.calibrate import calibrate
     from assay.landscape.learning_coefficient import learning_coefficient
+    from assay.landscape.refined_learning_coefficients import refined_learning_coefficients
     from assay.landscape.trajectory import trajectory
     from assay.landscape.watch import watch
     from assay.models.anatomy import Layout
@@ -67,6 +68,7 @@ __all__ = [
     "partial_forward",
     "patch",
     "path_patch",
+    "refined_learning_coefficients",
     "survey",
     "trajectory",
     "watch",
@@ -99,6 +101,7 @@ _HOMES = {
     "partial_forward": "assay.models.partial",
     "patch": "assay.activations.patching",
     "path_patch": "assay.activations.path_patching",
+    "refined_learning_coefficients": "assay.landscape.refined_learning_coefficients",
     "survey": "assay.activations.survey",
     "trajectory": "assay.landscape.trajectory",
     "watch": "assay.landscape.watch",

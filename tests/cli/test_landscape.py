@@ -131,6 +131,14 @@ def test_a_sampler_is_told_its_settings_in_words(assay: Assay, toy: Path, tmp_pa
     assert "no setting 'leapfrog'; it has momentum, adjusted" in refused.err
 
 
+def test_parts_are_named_and_repeated(assay: Assay, toy: Path, tmp_path: Path) -> None:
+    words = ("--parts", "weight", "bias", "--json", "--out", tmp_path / "runs")
+    document = assay("refined", f"{toy}:make", *FEW, *words).document
+    assert document["settings"]["parts"] == ["weight", "bias"]
+    again = assay("rerun", document["run"], "--json", "--out", tmp_path / "again").document
+    assert again["identical"]
+
+
 def test_a_rehearsal_tells_what_it_would_take(assay: Assay, toy: Path) -> None:
     document = assay("llc", f"{toy}:make", *FEW, "--dry-run", "--json").document
     assert document["units"] == 1

@@ -39,11 +39,15 @@ MEASURE = {
 WEIGHTS = {
     "llc": "Local learning coefficient: how degenerate the minimum is at which training ended.",
     "calibrate": "Calibration plane: the learning coefficient over step size and temperature, the plateau marked.",
+    "refined": "Refined learning coefficients: that of each part, the other weights held.",
 }
 TRAININGS = {
     "trajectory": "Trajectory: loss and learning coefficient over training, and whether they change together.",
 }
-WORDS = "MODEL is smollm2 (the embedded one), a folder, a .gguf file or a hub id. TEXT may be @FILE, or - for stdin."
+WORDS = (
+    "MODEL is smollm2 (the embedded one), zoo:copier or zoo:induction (small ones of known circuit), a folder, a .gguf "
+    "file or a hub id. A text may be @FILE, or - for stdin."
+)
 FOLLOWED = (
     "SUBJECT is an experiment, trained on the spot, or FILE.py:FUNCTION with FOLDERS of its checkpoints: safetensors "
     "named by step, as `assay.watch` writes them."

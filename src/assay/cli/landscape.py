@@ -8,7 +8,7 @@ import inspect
 import re
 import runpy
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from assay.cli.measure import Verb, dressed, measured, offered, settings_of
 from assay.cli.options import Loading, Running, require_utf8
 from assay.cli.output import note
 from assay.errors import BadInput
+from assay.landscape.parts import Parts, parts_of
 from assay.landscape.target import Target, target
 from assay.landscape.tokens import token_rows
 from assay.models.model import Model
@@ -29,6 +30,7 @@ from assay.runs.result import Result
 VERBS = {
     "llc": Verb("assay.landscape.learning_coefficient", "learning_coefficient"),
     "calibrate": Verb("assay.landscape.calibrate", "calibrate"),
+    "refined": Verb("assay.landscape.refined_learning_coefficients", "refined_learning_coefficients"),
 }
 SUBJECT_HELP = (
     "FILE.py:FUNCTION, which returns module, loss and data; or a language model, with a text as DATA."
@@ -50,7 +52,8 @@ def __getattr__(name: str) -> Callable[..., int]:
     """Make the command of a verb when it is first asked for, so that only its own room is imported."""
     if name not in VERBS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = command(getattr(import_module(VERBS[name].module), VERBS[name].name))
+    verb = getattr(import_module(VERBS[name].module), VERBS[name].name)
+    made = command(verb, prepare=_sampled if "mask" in inspect.signature(verb).parameters else _in_parts)
     globals()[name] = made
     return made
 
@@ -70,8 +73,8 @@ class Subject(NamedTuple):
     subject: str
     data: str | None
     loss: str | None
-    mask: str | None
-    context: int | None
+    mask: str | None = None
+    context: int | None = None
     trust_remote_code: bool = False
 
     def made(self, loading: Loading) -> tuple[nn.Module | Model, Any, Any]:
@@ -179,6 +182,21 @@ def _sampled(subject: Subject, settings: dict[str, Any], said: Set[str], loading
     return Prepared(subject.made(loading), settings, partial(rebuild, subject), subject.lasting())
 
 
+def rebuild_parts(
+    subject: Subject, parts: Sequence[str] | None, source: str, *, device: str, dtype: str
+) -> Parts:
+    """Make the parts once more in another process; see `rebuild`."""
+    loading = Loading(device=device, dtype=dtype, trust_remote_code=subject.trust_remote_code)  # type: ignore[arg-type]
+    return parts_of(*subject.made(loading), parts, source=source)
+
+
+def _in_parts(subject: Subject, settings: dict[str, Any], said: Set[str], loading: Loading) -> Prepared:
+    again = partial(rebuild_parts, subject, settings["parts"])
+    parts = settings["parts"]
+    origin = {"subject": subject.lasting(), "parts": None if parts is None else list(parts)}
+    return Prepared(subject.made(loading), settings, again, origin)
+
+
 def command(
     verb: Callable[..., Result],
     signature: inspect.Signature | None = None,
@@ -209,7 +227,9 @@ def command(
         )
         note(f"loading {subject.subject}", quiet=running.quiet)
         ready = prepare(subject, words, said, loading)
-        known = {"mask": subject.mask, "source": subject.subject, "origin": ready.origin}
+        known: dict[str, Any] = {"source": subject.subject, "origin": ready.origin}
+        if "mask" in shown.parameters:
+            known["mask"] = subject.mask
         whole = partial(verb, *ready.parts, **ready.settings, **known)
         return measured(whole, verb.__name__.replace("_", " "), running, ready.rebuild)
 
@@ -226,11 +246,12 @@ def _signature(verb: Callable[..., Result]) -> inspect.Signature:
             name, kind, annotation=Annotated[of | None, Parameter(help=words)], default=None
         )
 
+    masked = any(setting.name == "mask" for setting in settings)
     parameters = [
         inspect.Parameter("subject", placed, annotation=Annotated[str, Parameter(help=SUBJECT_HELP)]),
         optional("data", placed, str, DATA_HELP),
         optional("loss", named, str, LOSS_HELP),
-        optional("mask", named, str, MASK_HELP),
+        *([optional("mask", named, str, MASK_HELP)] if masked else []),
         optional("context", named, int, CONTEXT_HELP),
         *offered(verb, [setting for setting in settings if setting.name not in ("mask", "source")]),
     ]

@@ -5,6 +5,7 @@ A setting that a verb gains is an option of its command without a line written h
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -110,7 +111,7 @@ def dressed(
 ) -> Callable[..., int]:
     """Give a function the name and the words of a verb, and the signature that its command shows."""
     run.__name__ = verb.__name__
-    run.__doc__ = verb.__doc__
+    run.__doc__ = re.sub(r":\w+:`([^`]+)`", r"\1", verb.__doc__ or "")  # a terminal follows no links
     run.__annotations__ = {
         parameter.name: parameter.annotation for parameter in signature.parameters.values()
     }
@@ -305,7 +306,7 @@ def summary(result: Result) -> list[str]:
     from assay.report.contents import findings_of
 
     attributes, variables = result.dataset.attrs, result.dataset.data_vars
-    words = [(str(key), repr(value)) for key, value in attributes.items() if _is_said(str(key), value)]
+    words = [(str(key), printable(value)) for key, value in attributes.items() if _is_said(str(key), value)]
     single = [str(name) for name, variable in variables.items() if not variable.dims]
     numbers = [(name, _number(result, name)) for name in single if not name.endswith(COMPANIONS)]
     passed = [check for check in result.checks if check.verdict == "pass"]
@@ -328,11 +329,11 @@ def _number(result: Result, name: str) -> str:
     known = result.dataset
 
     def figure(suffix: str) -> float:
-        return float(known[name + suffix])
+        return float(known[name + suffix]) if name + suffix in known else math.nan
 
     if math.isnan(figure("")):
         return "none"
     text = f"{figure(''):.4g}"
-    if f"{name}_low" in known:
+    if not math.isnan(figure("_low")):
         return f"{text}  [{figure('_low'):.4g}, {figure('_high'):.4g}]"
-    return f"{text} ± {figure('_stderr'):.2g}" if f"{name}_stderr" in known else text
+    return text if math.isnan(figure("_stderr")) else f"{text} ± {figure('_stderr'):.2g}"

@@ -24,6 +24,7 @@ from assay.errors import BadInput
 from assay.landscape.checkpoints import Course, course
 from assay.landscape.experiments import EXPERIMENTS, experiment
 from assay.landscape.losses import loss_name
+from assay.landscape.parts import Parts
 from assay.landscape.target import Target
 from assay.landscape.trajectory import trajectory as verb
 
@@ -93,7 +94,7 @@ def rebuild(training: Training, source: str, *, device: str, dtype: str) -> Cour
     return course(*parts, sampled=settings.get("sampled"), mask=training.subject.mask, source=source)
 
 
-def made_again(record: Mapping[str, Any]) -> Target | Course:
+def made_again(record: Mapping[str, Any]) -> Target | Course | Parts:
     """Make what a command measured from what it was given.
 
     Args:
@@ -107,8 +108,11 @@ def made_again(record: Mapping[str, Any]) -> Target | Course:
     if "folders" in origin:
         words: dict[str, Any] = {**origin, "folders": tuple(origin["folders"])}
         words["subject"] = landscape.Subject(**origin["subject"])
-        made: Target | Course = rebuild(Training(**words), **kept)
+        made: Target | Course | Parts = rebuild(Training(**words), **kept)
         losses = {"loss": made.plain.loss, "sampled": made.sampled or made.plain.loss}
+    elif "parts" in origin:
+        made = landscape.rebuild_parts(landscape.Subject(**origin["subject"]), origin["parts"], **kept)
+        losses = {"loss": made.whole.loss}
     else:
         made = landscape.rebuild(landscape.Subject(**origin), **kept)
         losses = {"loss": made.loss}
