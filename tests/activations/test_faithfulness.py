@@ -315,7 +315,7 @@ def test_settings_make_the_same_measurement_again(material: tuple[zoo.Pairs, Mod
     assert isinstance(result.measurement, Faithfulness)
     assert from_settings("faithfulness", settings(result.measurement)) == result.measurement
     rows = result.chart().to_dict()["datasets"]["faithfulness"]
-    curves = ("best by score", "largest by size", "random sets", "one random set")
+    curves = ("by signed score", "by size of score", "random sets", "one random set")
     assert [row["which"] for row in rows] == [which for which in curves for _ in range(2)]
 
 

@@ -12,7 +12,7 @@ from assay.report.theme import finished
 
 _TABLE = "faithfulness"
 _ONE = "one random set"
-_CURVES = {"signed": "best by score", "absolute": "largest by size", "given": "circuit"}
+_CURVES = {"signed": "by signed score", "absolute": "by size of score", "given": "circuit"}
 """What the circuits of each ranking are called."""
 _WIDTH, _HEIGHT = 380, 240
 
