@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 import assay
 from assay.activations.ablation import METRICS, Ablation
+from assay.activations.components.component import Component
 from assay.errors import BadInput
 from assay.estimates.bootstrap import bootstrap
 from assay.models.model import Model, wrap
+from assay.models.partial import SiteEdit
 from assay.runs.measurement import from_settings, settings
 from families import FAMILIES
 from reference.ablation_slow import SlowAblation
@@ -63,6 +66,18 @@ def test_a_component_s_own_value_changes_nothing(model: Model) -> None:
     alike = ablate(model, [INPUTS[0]] * 3, value="resample").dataset  # the partner says the same
     assert np.abs(alike["effect"].sel(metric="loss_difference")).max() <= NATS
     assert (alike["effect"].sel(metric="top1_agreement") == 1).all()
+
+
+def test_every_kind_is_put_back_as_it_was(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Component.edit
+
+    def broken(self: Component, site: str, own: Tensor, value: Tensor) -> SiteEdit:
+        return whole(self, site, own, value + 10 if self.kind == "neuron" else value)
+
+    monkeypatch.setattr(Component, "edit", broken)
+    for components, verdict in ((("mlp.0",), "pass"), (("mlp.0", "neuron.2.17"), "fail")):
+        result = ablate(model, INPUTS[:2], components=components)
+        assert [check.verdict for check in result.checks if check.code == "B101"] == [verdict]
 
 
 def test_intervals_are_bootstrapped_and_p_values_adjusted_over_the_scan(model: Model) -> None:

@@ -170,6 +170,14 @@ def test_the_best_constant_is_no_worse_than_the_mean_and_the_best_of_a_grid() ->
     kl = {value: result.dataset["effect"].sel(metric="kl_from_clean") for value, result in results.items()}
     assert (kl["optimal"] <= kl["mean"] + NATS).all()
     assert float(kl["optimal"].sel(component="mlp.1")) < 0.95 * float(kl["mean"].sel(component="mlp.1"))
+    some = {
+        value: ablate(model, components=names, value=value, read=1, **given).dataset["effect"]
+        for value in ("mean", "optimal")
+    }  # the constant is learned where it is read
+    change = (some["optimal"] - some["mean"]).sel(metric="kl_from_clean")
+    assert (change <= NATS).all() and float(change.sel(component="mlp.1")) < -0.05 * float(
+        some["mean"].sel(metric="kl_from_clean", component="mlp.1")
+    )
     own = capture(model, IDS, "mlp_act.1")["mlp_act.1"][..., 5]
     grid = [
         effects(model, intervene(model, IDS, {"mlp_act.1": at(float(x), neurons=5)})["logits"].detach())[

@@ -112,7 +112,8 @@ class Ablation(Measurement):
         if self.value != "optimal":
             return Prepared(known, {})
         descent = Descent(self.descent_steps, self.descent_rate)
-        return Prepared(known, optimal_constants(model, self.inputs, components, known, descent))
+        read = self._read()
+        return Prepared(known, optimal_constants(model, self.inputs, components, known, descent, read=read))
 
     def plan(self, model: Model) -> Sequence[Unit]:
         """A few inputs each, with every component.
@@ -154,7 +155,7 @@ class Ablation(Measurement):
         before = self._before(clean)
         pieces = {
             "effect": self._scan(clean, components, standing_in, before),
-            "own": self._run(clean, [standing_in.own(components[0])])[0] - before,
+            "own": self._run(clean, [standing_in.own(one) for one in _one_of_each(components)]) - before,
             "clean_loss": clean.loss,
             "fallback": reason_kept(recording.fallback),
         }
@@ -181,7 +182,7 @@ class Ablation(Measurement):
             **effect_variables(effect, "component", resamples=self.resamples, seed=self.seed),
             **mean_variables("clean_loss", loss),
             **self._disturbance(units),
-            "own_value_effect": ((), max(float(piece["own"][:, 0].abs().max()) for piece in units)),
+            "own_value_effect": ((), max(float(piece["own"][..., 0].abs().max()) for piece in units)),
         }
         if self.baseline_inputs:
             random = torch.cat([piece["random"] for piece in units if "random" in piece])
@@ -314,6 +315,11 @@ class Ablation(Measurement):
             raise BadInput(
                 f"descent_steps={self.descent_steps}, descent_rate={self.descent_rate}: give positive numbers"
             )
+
+
+def _one_of_each(components: Sequence[Component]) -> list[Component]:
+    """The first component of each kind: what replaces one kind is not what replaces another."""
+    return list({component.kind: component for component in reversed(components)}.values())
 
 
 def ablate(  # noqa: PLR0913 (settings of a verb)

@@ -3,8 +3,8 @@ r"""The constants that lose least in the place of a component, learned by gradie
 .. math:: a^* = \arg\min_a \; \mathrm{mean}_x \, \mathrm{KL}\bigl(p(x) \,\|\, \tilde p_{c := a}(x)\bigr)
 
 A mean is a constant, and carries no information, but is not the one that disturbs least (Li and Janson 2024,
-2409.09951). Adam on the whole data set, from the mean, without randomness; of all constants on the way the best is
-kept, so that it never loses more than the mean on this data set.
+2409.09951). Adam on the whole data set, at the positions that are read, from the mean, without randomness; of all
+constants on the way the best is kept, so that it never loses more than the mean there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,23 @@ from assay.models.model import Model, Tokens
 
 Constants = Mapping[str, Mapping[str, Tensor]]
 INPUTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What constants are to leave as it is.
+
+    Attributes:
+        model: the decoder.
+        inputs: token ids of the data set, all of one length.
+        read: the positions at which the divergence is taken.
+        clean: the clean log-probabilities of each batch.
+    """
+
+    model: Model
+    inputs: Sequence[Tokens]
+    read: list[int]
+    clean: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ def optimal_constants(
     components: Sequence[Component],
     known: Statistics,
     descent: Descent,
+    *,
+    read: Sequence[int],
 ) -> Constants:
     """Learn the best constant of each component.
 
@@ -53,6 +72,7 @@ def optimal_constants(
         components: which, each by itself.
         known: statistics of the data set at their sites.
         descent: how.
+        read: the positions at which the divergence is taken.
 
     Returns:
         By component and site, as wide as the component's part, float32.
@@ -62,21 +82,12 @@ def optimal_constants(
     """
     if edges := [component.name for component in components if component.kind == "edge"]:
         raise BadInput(f"value='optimal' is not learned for edges ({edges[0]}); take zero, mean or resample")
-    clean = _clean(model, inputs)
-    return {
-        component.name: _learned(model, inputs, clean, component, known, descent) for component in components
-    }
+    aim = Aim(model, inputs, list(read), _clean(model, inputs))
+    return {component.name: _learned(aim, component, known, descent) for component in components}
 
 
-def _learned(
-    model: Model,
-    inputs: Sequence[Tokens],
-    clean: Sequence[Tensor],
-    component: Component,
-    known: Statistics,
-    descent: Descent,
-) -> dict[str, Tensor]:
-    start = {site: component.part(known.mean[site][None])[0].to(model.dtype) for site in component.sites}
+def _learned(aim: Aim, component: Component, known: Statistics, descent: Descent) -> dict[str, Tensor]:
+    start = {site: component.part(known.mean[site][None])[0].to(aim.model.dtype) for site in component.sites}
     scale = {site: component.part(known.deviation[site][None])[0].norm() for site in component.sites}
     held = {site: value.clone().requires_grad_() for site, value in start.items()}
     groups = [
@@ -86,7 +97,7 @@ def _learned(
     optimiser = torch.optim.Adam(groups)
     best, least = start, float("inf")
     for step in range(descent.steps + 1):
-        loss = _mean_kl(model, inputs, clean, component, held, backward=step < descent.steps)
+        loss = _mean_kl(aim, component, held, backward=step < descent.steps)
         if loss < least:
             best, least = {site: value.detach().clone() for site, value in held.items()}, loss
         if step < descent.steps:
@@ -103,23 +114,15 @@ def _clean(model: Model, inputs: Sequence[Tokens]) -> list[Tensor]:
     ]
 
 
-def _mean_kl(
-    model: Model,
-    inputs: Sequence[Tokens],
-    clean: Sequence[Tensor],
-    component: Component,
-    held: Mapping[str, Tensor],
-    *,
-    backward: bool,
-) -> float:
-    """KL(clean || edited), the mean over inputs and positions; gradients are added to what is held."""
+def _mean_kl(aim: Aim, component: Component, held: Mapping[str, Tensor], *, backward: bool) -> float:
+    """KL(clean || edited), the mean over inputs and the positions read; gradients are added to what is held."""
     total = 0.0
     edits: dict[str, Edit] = {site: _put(component, site, value) for site, value in held.items()}
-    for number, logs in enumerate(clean):
-        rows = [list(row) for row in inputs[number * INPUTS_AT_ONCE : (number + 1) * INPUTS_AT_ONCE]]
-        edited = intervene(model, rows, edits, grad=backward)["logits"]
+    for number, logs in enumerate(aim.clean):
+        rows = [list(row) for row in aim.inputs[number * INPUTS_AT_ONCE : (number + 1) * INPUTS_AT_ONCE]]
+        edited = intervene(aim.model, rows, edits, grad=backward)["logits"][:, aim.read]
         with torch.set_grad_enabled(backward):
-            kl = kl_divergence(logs, log_probabilities(edited)).mean(-1).sum() / len(inputs)
+            kl = kl_divergence(logs[:, aim.read], log_probabilities(edited)).mean(-1).sum() / len(aim.inputs)
         if backward:
             for value, gradient in zip(
                 held.values(), torch.autograd.grad(kl, list(held.values())), strict=True
