@@ -1,3 +1,4 @@
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +248,61 @@ def test_a_file_that_is_missing_from_what_was_watched_is_named(tmp_path: Path) -
     with pytest.raises(BadInput, match=r"step-000000001.safetensors' is missing"):
         course(network(), squared_error, DATA, tmp_path)
     recorder.save(1)
+    recorder.save(2)
     path = tmp_path / "step-000000002.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadInput, match=r"step-000000002.*truncated"):
         course(network(), squared_error, DATA, tmp_path)
-    (tmp_path / LIST).write_text("{}")
-    with pytest.raises(BadInput, match="cannot be read"):
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"files": ["a"]}', '{"files": {"a": null}}', '{"files": {"a']
+)
+def test_a_damaged_list_is_refused_by_readers_and_writers(tmp_path: Path, content: str) -> None:
+    (tmp_path / LIST).write_text(content)
+    with pytest.raises(BadInput, match=r"checkpoints.json' cannot be read"):
         course(network(), squared_error, DATA, tmp_path)
+    with pytest.raises(BadInput, match=r"checkpoints.json' cannot be read"):
+        watch(network(), tmp_path, every=1)
+
+
+def test_files_in_a_dictionary_are_read(tmp_path: Path) -> None:
+    files = sorted(written(tmp_path).glob("*.safetensors"))
+    made = course(network(), squared_error, DATA, {0: files[0], 100: str(files[1]), 200: states()[200]})
+    assert made.weight_hash() == course(network(), squared_error, DATA, states()).weight_hash()
+
+
+@pytest.mark.parametrize("name", ["step-10-final", "loss-0.25"])
+def test_a_file_without_a_step_among_others_is_named(tmp_path: Path, name: str) -> None:
+    save_file(states()[0], written(tmp_path) / f"{name}.safetensors")
+    with pytest.raises(BadInput, match=rf"'{name}.safetensors'.* end in no step"):
+        course(network(), squared_error, DATA, tmp_path)
+
+
+def test_what_the_trainer_saved_last_stands_beside_its_folders(tmp_path: Path) -> None:
+    save_file(states()[0], written(tmp_path, "checkpoint-{}/model.safetensors") / "model.safetensors")
+    assert course(network(), squared_error, DATA, tmp_path).steps == (0, 100, 200)
+
+
+def _mean(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return squared_error(module, batch).mean()
+
+
+def _broken(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return module(batch[0]) - batch[7]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "message"),
+    [(_mean, "expected one value for each example"), (_broken, "cannot be taken")],
+)
+@pytest.mark.parametrize("limit", [10, 2**25])
+def test_the_sampled_loss_is_tried_as_the_other_is(
+    monkeypatch: pytest.MonkeyPatch, limit: int, sampled: Any, message: str
+) -> None:
+    monkeypatch.setattr(checkpoints, "LARGE", limit)
+    with pytest.raises(BadInput, match=message):
+        course(network(), squared_error, DATA, states(), sampled=sampled)
 
 
 def test_files_that_the_list_of_what_was_watched_does_not_name_are_left_out(tmp_path: Path) -> None:
@@ -285,11 +334,29 @@ def changed(name: str, value: torch.Tensor | None) -> dict[int, dict[str, torch.
         (changed("0.bias", torch.full((4,), torch.nan)), "NaN or infinite in 0.bias"),
         ([states(3), states(2)], "differ in steps"),
         ({-1: states()[100]}, "-1 for a step"),
+        ({0: "nowhere.safetensors"}, "nowhere.safetensors' cannot be read"),
     ],
 )
 def test_bad_input(checkpoints, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         course(network(), squared_error, DATA, checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [(None, "NoneType"), (5, "int"), ([5], "int"), ([network()], "Sequential")]
+)
+def test_what_is_no_checkpoint_is_refused(given: Any, message: str) -> None:
+    separate: Any = unwrap(checkpoints._separate)  # tests hold types that users pass by
+    with pytest.raises(BadInput, match=f"{message}: pass a folder"):
+        separate(given)
+
+
+def test_what_are_no_weights_is_refused() -> None:
+    fitted: Any = unwrap(checkpoints._fitted)
+    with pytest.raises(BadInput, match="step 3 is Sequential"):
+        fitted(network(), network(), 3)
+    with pytest.raises(BadInput, match=r"no tensor for .*0.weight"):
+        fitted(network(), {name: value.numpy() for name, value in states()[0].items()}, 3)
 
 
 def test_bad_folders(tmp_path: Path) -> None:

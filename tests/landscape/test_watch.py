@@ -1,5 +1,6 @@
 """Trainings of one's own, watched by one line: a loop in plain PyTorch, and the Trainer of Hugging Face."""
 
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
+from assay.errors import BadInput
+from assay.landscape.checkpoints import course
 from assay.landscape.losses import next_token, squared_error
 from assay.landscape.trajectory import trajectory
-from assay.landscape.watch import watch
+from assay.landscape.watch import Recorder, watch
 from assay.zoo.training import linear
 
 QUICK: dict[str, Any] = {
@@ -42,6 +45,79 @@ def test_a_loop_in_plain_pytorch(tmp_path: Path) -> None:
         assert found["step"].to_numpy().tolist() == [0, 5, 10, 15]
         assert found["loss"].to_numpy() == pytest.approx([losses[step] for step in (0, 5, 10, 15)], rel=1e-5)
     assert losses[15] < 0.9 * losses[0]
+
+
+def test_a_second_training_into_the_same_folder_is_not_mixed_with_the_first(tmp_path: Path) -> None:
+    inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    first, second = (linear(3, 2, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    for step in (0, 10, 20, 30):
+        watch(first, tmp_path, every=10).save(step)
+    again = watch(second, tmp_path, every=10)
+    again(10)  # gone on with, from there on
+    made = course(second, squared_error, (inputs, inputs[:, :2]), tmp_path)
+    assert made.steps == (0, 10)
+    again(20)
+    again(0)  # anew
+    assert course(second, squared_error, (inputs, inputs[:, :2]), tmp_path).steps == (0,)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, as it is compiled
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_is_compiled_or_parallel_is_saved_by_the_names_of_the_user(tmp_path: Path, wrap: Any) -> None:
+    module = linear(3, 2, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    watch(wrap(module), tmp_path, every=1).save(7)
+    assert course(module, squared_error, (inputs, inputs[:, :2]), tmp_path).steps == (7,)
+
+
+class Peculiar(nn.Module):
+    """A buffer that is a view of a weight, and something beside tensors."""
+
+    view: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.register_buffer("view", self.inner.weight.detach()[0])
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"seen": 3}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs)
+
+
+def test_views_are_saved_and_what_is_no_tensor_is_left_out(tmp_path: Path) -> None:
+    module = Peculiar()
+    inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    watch(module, tmp_path, every=1).save(7)
+    there = course(module, squared_error, (inputs, inputs[:, :2]), tmp_path)
+    here = course(module, squared_error, (inputs, inputs[:, :2]), {7: module.state_dict()})
+    assert there.weight_hash() == here.weight_hash()
+
+
+def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    module = linear(3, 2, generator=torch.Generator().manual_seed(0))
+    wrong: list[Any] = [None, 0, "5", 2.0]
+    watching: Any = unwrap(watch)  # tests hold types that users pass by
+    for every in wrong:
+        with pytest.raises(BadInput, match="every="):
+            watching(module, tmp_path, every=every)
+    for step in (5.0, -5, "5"):
+        recorder: Any = watch(module, tmp_path, every=5)
+        calls: list[Any] = [unwrap(Recorder.__call__), unwrap(Recorder.save)]
+        for call in calls:
+            with pytest.raises(BadInput, match="step="):
+                call(recorder, step)
+    with pytest.raises(BadInput, match="NoneType was passed"):
+        watching(None, tmp_path, every=1)
+    for folder in ("file", "file/below"):
+        with pytest.raises(BadInput, match=f"{folder}' is a file"):
+            watch(module, tmp_path / folder, every=1)
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -9,10 +9,10 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -31,17 +31,18 @@ from assay.landscape.losses import (
     squared_distance_to_anchor,
     squared_error,
 )
-from assay.landscape.target import Data, Target, digest, target
+from assay.landscape.target import Data, Target, digest, target, try_loss
 from assay.models.model import Model
 
 State = Mapping[str, Tensor]
-Source = str | Path | Mapping[int, State]
-"""Where one run's checkpoints are: a folder, or step -> weights by name."""
+Source = str | Path | Mapping[int, State | str | Path]
+"""Where one run's checkpoints are: a folder, or step -> weights by name (or the file of them)."""
 LIST = "checkpoints.json"
 """What `assay.watch` lists its files in: {"files": {name: bytes}}."""
+_EXTRA = "_extra_state"  # what a module keeps beside tensors; no part of a checkpoint
 KEPT = 2**25
 """Bytes of the outputs of one checkpoint up to which several are walked together in a loss to the anchor."""
-_NUMBER = re.compile(r"(?:^|\D)(\d+)$")
+_NUMBER = re.compile(r"(?<!\d)(?<!\d\.)(\d+)$")  # of loss-0.25, 25 is no step
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,8 @@ def course(
 
     Raises:
         BadInput: a folder without checkpoints, a file that is missing, truncated or does not fit the module,
-            weights that are not finite, runs of different steps, or a loss to the anchor as the curve.
+            weights that are not finite, runs of different steps, a loss to the anchor as the curve, or losses that
+            are not one value for each example.
     """
     bare = module.module if isinstance(module, Model) else module
     assert isinstance(bare, nn.Module)
@@ -155,6 +157,8 @@ def course(
     first, there = _loaded(bare, model, _fitted(bare, runs[0][steps[0]], steps[0]))
     plain = target(there or first, loss, data, mask=mask, source=source)
     found = None if sampled is None else find_loss(sampled)
+    if found is not None and not isinstance(found, AnchorLoss):  # one to the anchor is taken of outputs
+        try_loss(replace(plain, loss=found))
     hashed, alike = _survey(plain, runs)
     together = alike and _walk_together(plain, found)
     made = _shared(plain, found) if together else _alone(plain, found)
@@ -205,18 +209,28 @@ def _walk_together(plain: Target, loss: Loss | None) -> bool:
     return first.nbytes * plain.n <= KEPT
 
 
+_EXPECTED = "pass a folder, or a dictionary from step to weights"
+
+
 def _separate(checkpoints: Source | Sequence[Source]) -> Sequence[Source]:
-    one = isinstance(checkpoints, str | Path | Mapping)
-    runs: Sequence[Any] = [checkpoints] if one else list(checkpoints)
+    given: Any = checkpoints
+    one = isinstance(given, str | Path | Mapping)
+    runs: list[Any] = [given] if one or not isinstance(given, Iterable) else list(given)
+    if odd := [each for each in runs if not isinstance(each, str | Path | Mapping)]:
+        raise BadInput(
+            f"checkpoints={type(odd[0]).__name__}: {_EXPECTED}, or a list of these, one for each run."
+        )
     if not runs:
-        raise BadInput("no checkpoints were given: pass a folder, or a dictionary from step to weights.")
+        raise BadInput(f"no checkpoints were given: {_EXPECTED}.")
     return runs
 
 
 def _listed(source: Source) -> dict[int, Path | State]:
     """Find the checkpoint of each step, in order."""
     if isinstance(source, Mapping):
-        found: list[tuple[int, Path | State]] = list(source.items())
+        found: list[tuple[int, Path | State]] = [
+            (step, Path(place) if isinstance(place, str) else place) for step, place in source.items()
+        ]
         called = "the dictionary of checkpoints"
     else:
         folder = Path(source)
@@ -241,7 +255,13 @@ def _listed(source: Source) -> dict[int, Path | State]:
 
 def _files(folder: Path) -> list[Path]:
     """List a folder's own files, or where it has none, what Hugging Face's trainer left in folders of it."""
-    flat = [path for path in folder.glob("*.safetensors") if _NUMBER.search(path.stem)]
+    whole = sorted(folder.glob("*.safetensors"))
+    flat = [path for path in whole if _NUMBER.search(path.stem)]
+    if flat and (odd := [path.name for path in whole if path not in flat]):
+        raise BadInput(
+            f"{odd[:5]} in {str(folder)!r} end in no step, and {len(flat)} others do: give them names such as "
+            "step-000500.safetensors, or take them out."
+        )
     if flat:
         return flat
     folders = [path for path in folder.iterdir() if path.is_dir() and _NUMBER.search(path.name)]
@@ -262,15 +282,7 @@ def _step(path: Path) -> int:
 
 def _watched(folder: Path) -> list[Path]:
     """List the files that a folder's list names; refuse one that is missing, or holds part of one."""
-    index = folder / LIST
-    if not index.exists():
-        return []
-    try:
-        files: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError) as error:
-        raise BadInput(
-            f"the list {str(index)!r} cannot be read: {error}. Delete it to take what is there."
-        ) from error
+    files = listed_files(folder)
     for name, size in files.items():
         path = folder / name
         if not path.exists():
@@ -285,6 +297,24 @@ def _watched(folder: Path) -> list[Path]:
     return [folder / name for name in files if _NUMBER.search(Path(name).stem)]
 
 
+def listed_files(folder: Path) -> dict[str, int]:
+    """Read the list that `assay.watch` keeps in a folder, name -> bytes; there are none where it keeps no list.
+
+    Raises:
+        BadInput: the list is damaged.
+    """
+    index = folder / LIST
+    if not index.exists():
+        return {}
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["files"]
+        return {str(name): int(size) for name, size in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"the list {str(index)!r} cannot be read: {error}. Delete it to take what is there."
+        ) from error
+
+
 def _fitted(module: nn.Module, place: Path | State, step: int) -> dict[str, Tensor]:
     """Read one checkpoint under the module's own names, or say what does not fit."""
     called = f"the checkpoint {str(place)!r}" if isinstance(place, Path) else f"the checkpoint of step {step}"
@@ -295,6 +325,17 @@ def _fitted(module: nn.Module, place: Path | State, step: int) -> dict[str, Tens
             raise BadInput(
                 f"{called} cannot be read, most often as it is truncated: {error}. Copy it again."
             ) from error
+    given: Any = place
+    if not isinstance(given, Mapping):
+        raise BadInput(
+            f"{called} is {type(given).__name__}: pass weights by name, as module.state_dict() gives them."
+        )
+    kept = {name: value for name, value in given.items() if not str(name).endswith(_EXTRA)}
+    if odd := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
+        raise BadInput(
+            f"{called} has no tensor for {odd[:5]}: pass weights as module.state_dict() gives them."
+        )
+    place = cast("dict[str, Tensor]", kept)
     own, names = dict(module.state_dict()), named_once(module)
     if unknown := sorted(set(place) - set(names)):
         raise BadInput(f"{called} names {unknown[:5]}, which the module lacks: was it another architecture?")
@@ -315,10 +356,12 @@ def _fitted(module: nn.Module, place: Path | State, step: int) -> dict[str, Tens
 
 
 def named_once(module: nn.Module) -> dict[str, str]:
-    """Give each name of the module's state the first name of the same tensor: tied weights have several."""
+    """Give each name of the module's tensors the first name of the same one: tied weights have several."""
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
-    return {name: first.setdefault(id(value), name) for name, value in state.items()}
+    return {
+        name: first.setdefault(id(value), name) for name, value in state.items() if isinstance(value, Tensor)
+    }
 
 
 def _loaded(module: nn.Module, model: Model | None, weights: State) -> tuple[nn.Module, Model | None]:

@@ -61,8 +61,8 @@ class Trajectory(Measurement):
         loss: name of the loss whose curve is drawn, as `loss_name` gives it.
         sampled: name of the loss that is sampled.
         step_size: epsilon of the sampler, the same at every checkpoint; ``"auto"`` takes `STIFF` over the largest
-            curvature of the potential at any of them, so that in a quadratic potential, on all of the data, no variance
-            is more than a twentieth too wide.
+            curvature of the potential at any of them (at least 1), so that in a quadratic potential, on all of the
+            data, no variance is more than about a twentieth too wide.
         n_beta: number of samples times inverse temperature; n / ln n when None.
         localization: gamma, the precision of the Gaussian that keeps chains near each checkpoint.
         chains: independent chains at each checkpoint, at least 2.
@@ -81,7 +81,7 @@ class Trajectory(Measurement):
 
     name: ClassVar[str] = "trajectory"
     made_by: ClassVar[str | None] = "assay.landscape.checkpoints.course(module, loss, data, checkpoints, ...)"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     data: str
     loss: str
     sampled: str
@@ -168,7 +168,7 @@ class Trajectory(Measurement):
         if self.step_size != "auto":
             return self.step_size
         stiffest = [float(self._curvature(model, unit)) for unit in self.plan(model)]
-        return STIFF / max(stiffest)
+        return STIFF / max(1.0, *stiffest)  # of a landscape that is flat everywhere nothing is to be had
 
     def _curvature(self, model: Course, unit: Unit) -> Tensor:
         """Give the largest curvature of the potential at a group of checkpoints."""
@@ -299,6 +299,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
     burn_in: int = 500,
     batch_size: int | None = None,
     sampler: str = "sgld",
+    momentum: float | None = None,
     sampler_settings: Mapping[str, float] | Sequence[str] | None = None,
     mask: Mapping[str, Tensor] | Tensor | str | None = None,
     window: int | None = None,
@@ -329,6 +330,7 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
         batch_size: examples in a batch; all of the data when not given.
         sampler: by which steps: "sgld" (without momentum, unless that is set), "psgld", "sghmc", "sgnht", "baoab", or
             on all of the data "mala" or "hmc".
+        momentum: of "sgld", from 0 to below 1; 0 when not given.
         sampler_settings: what the sampler is told, as `assay.learning_coefficient` takes it.
         mask: see there.
         window: checkpoints in a level before or after a change; a twentieth of them when not given.
@@ -361,14 +363,21 @@ def trajectory(  # noqa: PLR0913 (each is one documented setting of the sampler)
         burn_in=burn_in,
         batch_size=batch_size,
         sampler=sampler,
-        sampler_settings=sampler_settings_of(sampler, sampler_settings),
+        sampler_settings=sampler_settings_of(sampler, sampler_settings, momentum),
         window=window,
         share=share,
-        known=tuple(known),
+        known=_numbers(known),
         checkpoints_at_once=checkpoints_at_once,
         seed=seed,
     )
     return perform(measurement, model, **run)
+
+
+def _numbers(known: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in known)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"known={known!r}: expected numbers, such as known=[8.0, 14.0].") from error
 
 
 def _require_finite(model: Course, unit: Unit, what: str, values: Tensor) -> None:
