@@ -293,6 +293,6 @@ def drifts(excess: np.ndarray, share: float, chance: float = SIGNIFICANT) -> boo
         return False
     if len(change) == 1:
         each = [convergence(part).mcse for part in (excess[:, :half], excess[:, half:])]
-        return bool(abs(change[0]) > stats.norm.ppf(1 - chance / 2) * np.hypot(*each))
+        return bool(abs(change[0]) > stats.norm.ppf(1 - chance / 2) * np.hypot(each[0], each[1]))
     found = abs(change.mean()) / (change.std(ddof=1) / len(change) ** 0.5)
     return bool(found > stats.t.ppf(1 - chance / 2, len(change) - 1))

@@ -96,7 +96,9 @@ def downhill(model: Target, anchors: Tensor | None, n_beta: float, localization:
             gain = torch.fmax(gain, n_beta * _surely(before - each_loss(judge, descent.place)))
         if last:
             break
-    return gain if judge is not None else n_beta * (before.mean(1) - losses(model, descent.place))
+    if judge is None:
+        gain = n_beta * (before.mean(1) - losses(model, descent.place))
+    return gain.clamp_min(0)
 
 
 def _unseen(model: Target) -> Target | None:
@@ -155,7 +157,9 @@ class _Descent:
         """Go to the minimum along the line; give the potential there, (anchor,)."""
         first = lowest = self._level
         best = reached = torch.zeros_like(first)
-        there = (self._hoped / -self._begun).nan_to_num(0.0, 0.0, 0.0)
+        # a slope of rounding alone would lead far; the localization turns every line before this
+        turned = -self._begun / (max(self._gamma, 1e-6) * _dots(self._along, self._along))
+        there = (self._hoped / -self._begun).minimum(turned).nan_to_num(0.0, 0.0, 0.0)
         done = there <= 0
         for _ in range(TRIES):
             self._shift(there - reached)
