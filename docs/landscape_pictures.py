@@ -77,7 +77,6 @@ def known_truths() -> Picture:
 def refined_learning_coefficients() -> Picture:
     """Heads and MLPs of the induction transformer, by how far its outputs move."""
     model = assay.load("zoo:induction")
-    model.module.requires_grad_(True)
     ids = induction.examples(1000, generator=torch.Generator().manual_seed(1))[:, :15]
     heads = [f"head.{layer}.{head}" for layer in range(2) for head in range(4)]
     parts = [*heads, "mlp.0", "mlp.1"]

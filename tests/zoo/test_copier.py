@@ -55,7 +55,7 @@ def test_logits_are_those_of_the_formula(sharpness: float) -> None:
 def test_it_copies_what_followed() -> None:
     model, given = made(), pairs(n=20)
     for prompts, answers in ((given.clean, given.answers), (given.corrupted, given.foils)):
-        logits = model(torch.tensor(prompts)).logits[:, -1]
+        logits = model(torch.tensor(prompts)).logits[:, -1].detach()
         assert logits.argmax(-1).tolist() == answers
         assert float(logits.amax(-1).min()) > 0.999 * GAIN
 

@@ -78,6 +78,7 @@ class RefinedLearningCoefficients(Measurement):
     """
 
     name: ClassVar[str] = "refined_learning_coefficients"
+    made_by: ClassVar[str | None] = "assay.landscape.parts.parts_of(module, loss, data, parts)"
     data: str
     loss: str
     parts: tuple[str, ...]

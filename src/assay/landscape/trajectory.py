@@ -22,13 +22,13 @@ from typing import ClassVar, Literal, Unpack
 import numpy as np
 import torch
 import xarray as xr
-from numpy.random import SeedSequence
 from torch import Tensor, nn
 
 from assay.errors import BadInput
 from assay.estimates.checks import Check
 from assay.landscape.anchored import Group
 from assay.landscape.chains import Chains, walk
+from assay.landscape.chance import chain_seeds
 from assay.landscape.checkpoints import Course, Source, course
 from assay.landscape.estimators import NUMBERS, summary
 from assay.landscape.learning_coefficient import LearningCoefficient
@@ -188,14 +188,14 @@ class Trajectory(Measurement):
     def _chains(self, model: Course, group: Group, places: int, step_size: float, each: int) -> Chains:
         """Give so many chains for each anchor; a chain has the same seed at every one."""
         count, here = places * each, group.target
-        seeds = [int(SeedSequence([self.seed, chain]).generate_state(1)[0]) for chain in range(each)]
+        seeds = chain_seeds(self.seed, range(each))
         epsilon, beta, gamma = (
             torch.full((count,), value, dtype=torch.float64)
             for value in (step_size, self.temperature(model), self.localization)
         )
         masks = None if here.mask is None else here.mask[None]
         anchors = None if group.anchors is None else group.anchors.repeat_interleave(each, 0)
-        return Chains(tuple(seeds * places), epsilon, beta, gamma, masks, self.batch_size, anchors)
+        return Chains(seeds * places, epsilon, beta, gamma, masks, self.batch_size, anchors)
 
     def measure(self, model: Course, unit: Unit, shared: float) -> Pieces:
         """Walk all chains of a group of checkpoints.

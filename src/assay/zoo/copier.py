@@ -140,7 +140,7 @@ def copier(
         _write_copying(blocks[1].attention, shape, sharpness, gain)
         for block in blocks:
             _write_idle(block, shape, generator)
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
 def _words(shape: Shape) -> Tensor:

@@ -227,7 +227,7 @@ def decoder(network: nn.Module) -> Decoder:
         own.o_proj.weight.copy_(layer.out.weight)
         for weight in block.mlp.parameters():
             weight.zero_()
-    return made.requires_grad_(False).eval()
+    return made.eval()
 
 
 def swapped(n: int, *, generator: torch.Generator, length: int = 15) -> Pairs:
