@@ -9,7 +9,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_every_picture_has_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    import pictures  # noqa: PLC0415 (a script beside the pages)
+    import pictures
 
     there = {path.stem for path in DOCS.rglob("*") if path.suffix in {".svg", ".png"}}
     drawn = [Path(place).stem for place in (*pictures.OF_SMOLLM2, *pictures.OF_KNOWN, *pictures.LONG)]

@@ -56,7 +56,7 @@ class Work:
         """Read the file that `benchmarks.landscape` wrote."""
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
             told = json.loads(file.metadata()["work"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {

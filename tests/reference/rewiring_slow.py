@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def slow_rewired(  # noqa: PLR0913 (a twin takes everything)
+def slow_rewired(
     module: nn.Module,
     path: str,
     second_norm: str | None,

@@ -305,7 +305,7 @@ class Ablation(Measurement):
             baseline_inputs=self.baseline_inputs,
             max_rows=self.max_rows,
         )
-        if len(self.inputs) < 2 and self.value in ("resample", "position_mean"):  # noqa: PLR2004
+        if len(self.inputs) < 2 and self.value in ("resample", "position_mean"):
             raise BadInput(
                 f"value={self.value!r} takes values from other inputs, and there is one input only"
             )

@@ -217,7 +217,7 @@ class AttributionPatching(Paired):
         for number in chosen[:, 0].tolist():
             site = int(torch.searchsorted(ends, number, right=True)) - 1
             place = np.unravel_index(number - int(ends[site]), effects[self.sites[site]].shape[1:])
-            rows.append([site, *map(int, place), *([-1] if len(place) == 2 else [])])  # noqa: PLR2004
+            rows.append([site, *map(int, place), *([-1] if len(place) == 2 else [])])
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
 
     def _variant(self, pair: Contrast, recording: Recording, node: Sequence[int]) -> Variant:

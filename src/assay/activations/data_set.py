@@ -32,7 +32,7 @@ def inputs_of(
     prompts = prompts_of(model, texts, to_cut=length is not None)
     if length is None:
         return prompts[:max_inputs]
-    if length < 2:  # noqa: PLR2004 (a loss needs a next token)
+    if length < 2:
         raise BadInput(f"length={length}: an input needs two tokens or more")
     if model.context_length is not None and length > model.context_length:
         raise BadInput(f"length={length}: the context of {model.source} has {model.context_length} tokens")
@@ -60,7 +60,7 @@ def check_inputs(inputs: Sequence[Tokens]) -> None:
         raise BadInput("the data set is empty: pass texts, or token ids")
     if len(lengths) > 1:
         raise BadInput(f"the inputs have {lengths} tokens; make them equal, or pass length= to cut them")
-    if lengths[0] < 2:  # noqa: PLR2004 (a loss needs a next token)
+    if lengths[0] < 2:
         raise BadInput("the inputs have one token; a loss needs a next token")
 
 
@@ -78,7 +78,7 @@ def check_scan(*, seed: int, resamples: int, baseline_inputs: int, max_rows: int
     """
     if seed < 0:
         raise BadInput(f"seed={seed}: give 0 or more")
-    if baseline_inputs < 0 or resamples < 2:  # noqa: PLR2004
+    if baseline_inputs < 0 or resamples < 2:
         raise BadInput("baseline_inputs must be at least 0, resamples at least 2")
     if max_rows is not None and max_rows < 1:
         raise BadInput(f"max_rows={max_rows}: a pass needs a row")

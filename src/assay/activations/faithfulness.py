@@ -267,7 +267,7 @@ class Faithfulness(Paired):
             raise BadInput(
                 f"ranked_on={self.ranked_on}: of {len(self.clean)} pairs, some have to be left to measure"
             )
-        if self.random_sets < 0 or self.resamples < 2 or self.seed < 0:  # noqa: PLR2004
+        if self.random_sets < 0 or self.resamples < 2 or self.seed < 0:
             raise BadInput("random_sets and seed are 0 or more, resamples 2 or more")
 
 

@@ -287,7 +287,7 @@ class LayerHorizon(Measurement):
                 f"horizons={self.horizons}: give each once, from 0 to {longest}, which forgets nothing"
             )
         check_tolerances(self.tolerances)
-        if self.value == "resample" and len(self.inputs) < 2:  # noqa: PLR2004
+        if self.value == "resample" and len(self.inputs) < 2:
             raise BadInput("value='resample' takes values from other inputs, and there is one input only")
 
 

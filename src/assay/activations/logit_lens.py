@@ -325,7 +325,7 @@ def _last_layer(dataset: xr.Dataset) -> Check:
     if error <= allowed:
         return Check("L101", "last layer is not the model", "pass", error, message)
     remedy = "Load the model in float32; if it stays, the readout of this architecture is not its own."
-    verdict = "warn" if error < 0.1 else "fail"  # noqa: PLR2004
+    verdict = "warn" if error < 0.1 else "fail"
     return Check("L101", "last layer is not the model", verdict, error, message, remedy)
 
 

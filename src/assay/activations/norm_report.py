@@ -285,9 +285,9 @@ class NormReport(Measurement):
         last = len(self.inputs[0]) - 1
         if any(not 0 <= position < last for position in self.special):
             raise BadInput(f"special={self.special}: there are positions 0 to {last}, some ordinary")
-        if "freeze_elsewhere" in self.ways and len(self.inputs) < 2:  # noqa: PLR2004
+        if "freeze_elsewhere" in self.ways and len(self.inputs) < 2:
             raise BadInput("freeze_elsewhere takes the scales of another input, and there is one input only")
-        if self.resamples < 2 or self.seed < 0 or self.float64_inputs < 0:  # noqa: PLR2004
+        if self.resamples < 2 or self.seed < 0 or self.float64_inputs < 0:
             raise BadInput("resamples must be at least 2, seed and float64_inputs at least 0")
 
 

@@ -181,7 +181,7 @@ def _spelled(annotation: Any) -> Any:
         ]
     else:
         literals = [option for option in words if _is_literal(option)]
-        chosen = str if str in words else Union[(*literals, words[0])]  # noqa: UP007 (of a list)
+        chosen = str if str in words else Union[(*literals, words[0])]
     return chosen | None if optional else chosen
 
 
@@ -245,7 +245,7 @@ def _executor(processes: int, rebuild: Callable[..., Any]) -> Generator[Executor
         torch.set_num_threads(threads)
 
 
-class _Rehearsed(Exception):  # noqa: N818 (nothing went wrong)
+class _Rehearsed(Exception):
     """Carries the forecast and the bytes of the weights out of a verb that was called to learn what it would do."""
 
     def __init__(self, expected: Forecast, weights: int) -> None:

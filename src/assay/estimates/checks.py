@@ -25,7 +25,7 @@ class Check:
     remedy: str = ""
 
 
-def graded(  # noqa: PLR0913 (the parts of a check)
+def graded(
     code: str, title: str, figure: float, limits: tuple[float, float], message: str, remedy: str
 ) -> Check:
     """Judge a figure that should be small.

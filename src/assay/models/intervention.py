@@ -195,7 +195,7 @@ class Wiring:
         """Apply the edits of the sites at one port, then read them; the tensor itself where nothing was edited."""
         flat = (
             self.shape is not None and tensor.ndim == 2 and tensor.shape[0] == self.shape[0] * self.shape[1]
-        )  # noqa: PLR2004
+        )
         seen = tensor.unflatten(0, self.shape) if flat and self.shape is not None else tensor
         changed = seen
         self.reached.update(sites)

@@ -85,7 +85,7 @@ class AttentionPatterns(TorchFunctionMode):
             self._inside = []  # what we compute ourselves is not watched
             pattern = attention_pattern(*args, **kwargs)
             changed = self._visit(names, pattern)
-            value = args[2] if len(args) > 2 else kwargs["value"]  # noqa: PLR2004
+            value = args[2] if len(args) > 2 else kwargs["value"]
             replaced = self._replaces(names)
             result = changed @ _repeat_heads(value, pattern.shape[1]) if replaced else func(*args, **kwargs)
         elif func in SOFTMAX and args[0].ndim in SCORES_NDIM:

@@ -42,7 +42,7 @@ class Kept:
         self.unembed = unembed
         self._memory = unembed.weight.new_empty(0, unembed.out_features)
 
-    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
+    def __call__(self, input: Tensor) -> Tensor:
         """Unembed.
 
         Args:
@@ -79,7 +79,7 @@ class Candidates:
         self._weight = self.unembed.weight.detach().bfloat16()
         self._bias: Tensor | None = self.unembed.bias
 
-    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
+    def __call__(self, input: Tensor) -> Tensor:
         """Unembed.
 
         Args:
@@ -205,7 +205,7 @@ class Unembedding:
         held: list[Tensor] = []
         size = self.linear.out_features
 
-        def hold(input: Tensor) -> Tensor:  # noqa: A002 (it stands in for a forward of that name)
+        def hold(input: Tensor) -> Tensor:
             held.append(input)
             return input.new_zeros(1).expand(*input.shape[:-1], size)
 

@@ -1,6 +1,5 @@
 """A result: labelled arrays, their checks, and the record of how they came about."""
 
-import dataclasses
 import importlib
 import importlib.util
 import io
@@ -82,10 +81,6 @@ class Result:
         dataset, checks = folders.read_result(Path(folder), manifest)
         measurement = from_settings(manifest["measurement"], manifest["settings"])
         return cls(dataset, checks, manifest, measurement, Path(folder))
-
-    def with_path(self, path: Path) -> "Result":
-        """Give the same result as kept in ``path``."""
-        return dataclasses.replace(self, path=path)
 
     def __repr__(self) -> str:
         """Say in a few lines what it is: the checks that do not pass first, then what the dataset holds."""

@@ -123,7 +123,7 @@ def copier(
     Raises:
         ValueError: fewer than four tokens or positions.
     """
-    if vocabulary < 4 or context < 4:  # noqa: PLR2004 (a pair of swapped tokens, each with what follows)
+    if vocabulary < 4 or context < 4:
         raise ValueError(
             f"vocabulary={vocabulary} and context={context}: a copier needs four or more of both"
         )
@@ -203,7 +203,7 @@ def swapped(shape: Shape, n: int, *, generator: torch.Generator, length: int = 8
         ValueError: a length that does not fit the copier.
     """
     tokens = length - 2
-    if length < 6 or length > shape.max_position_embeddings or tokens > shape.vocab_size - 1:  # noqa: PLR2004
+    if length < 6 or length > shape.max_position_embeddings or tokens > shape.vocab_size - 1:
         raise ValueError(
             f"length={length}: a prompt of different tokens has 6 to {shape.vocab_size + 1} here"
         )

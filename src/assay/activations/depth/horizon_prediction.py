@@ -100,7 +100,7 @@ def _crossing(logs: Floats, wanted: float) -> float:
     return float(shares[after - 1] + part * (shares[after] - shares[after - 1]))
 
 
-def horizon_variables(  # noqa: PLR0913 (all of a run)
+def horizon_variables(
     kl: Floats,
     horizons: Sequence[int],
     norm: Floats,

@@ -89,7 +89,7 @@ def surgeries(
 
 
 def _by_default(operation: Operation, layers: int) -> list[int]:
-    if operation in SPANS and layers > 3:  # noqa: PLR2004 (less has no middle)
+    if operation in SPANS and layers > 3:
         return list(range(layers // 4, layers - layers // 4))
     return list(range(layers))
 
@@ -159,7 +159,7 @@ def _drop(where: list[int], layers: int, draws: int, seed: int) -> list[Surgery]
 def _reorder(where: list[int], layers: int, draws: int, seed: int) -> list[Surgery]:
     found = []
     for size in _sizes(2 * len(where)):
-        if len(where) == 2 and size % 2 == 0:  # noqa: PLR2004 (two layers exchanged twice are where they were)
+        if len(where) == 2 and size % 2 == 0:
             continue
         for draw in range(draws):
             course = _put(layers, where, _other_order(where, size, _rng(seed, "reorder", draw, size)))

@@ -66,15 +66,6 @@ class Seen(NamedTuple):
     reports: tuple[Tensor, ...] = ()
 
 
-class HasPosition(Protocol):
-    """A state of a sampler: a named tuple with the positions, (chain, d), among its parts."""
-
-    @property
-    def position(self) -> Tensor:
-        """Where the chains are, (chain, d)."""
-        ...
-
-
 class Sampler(Protocol):
     """A way to sample; a frozen dataclass whose fields are its settings.
 

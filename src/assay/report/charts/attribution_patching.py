@@ -169,7 +169,7 @@ def frame(dataset: xr.Dataset) -> pd.DataFrame:
             "site": site,
             "block": layer - (site == "resid_pre"),  # entering a block is leaving the one before
             "position": position,
-            "index": best.ravel() if dataset[f"attribution_{site}"].ndim > 2 else -1,  # noqa: PLR2004
+            "index": best.ravel() if dataset[f"attribution_{site}"].ndim > 2 else -1,
             "token": [token[p] for p in position],
             "differs": dataset["differs"].values[position],
         }

@@ -119,7 +119,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
 def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say how large a circuit does most of the work, and what random sets do."""
     values, counts = dataset["faithfulness"].values[-1], dataset["count"].values
-    enough = np.flatnonzero(values >= 0.9)  # noqa: PLR2004 (most of it)
+    enough = np.flatnonzero(values >= 0.9)
     level, total = dataset.attrs["level"], dataset.attrs["total"]
     place = int(enough[0]) if len(enough) else int(np.nanargmax(values)) if np.isfinite(values).any() else 0
     random = ""

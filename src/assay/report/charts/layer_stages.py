@@ -112,7 +112,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     """Say where the guess forms, and where prediction and suppression neurons are most."""
     stage, layers = dataset["stage"], dataset["layer"].values
     highest = int(layers[np.argmax(stage.sel(curve="entropy").values)])
-    settled = stage.sel(curve="top1_agreement").values >= 0.5  # noqa: PLR2004 (half)
+    settled = stage.sel(curve="top1_agreement").values >= 0.5
     first = int(layers[np.argmax(settled)])
     found = [
         Finding(

@@ -97,7 +97,7 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     cells = frame(dataset)
     own = [row for row in cells.to_dict("records") if row["kind"] == "part" and np.isfinite(row["share"])]
     own.sort(key=lambda row: row["share"])
-    if len(own) < 2:  # noqa: PLR2004 (there is nothing to rank)
+    if len(own) < 2:
         return []
     return [
         Finding(
