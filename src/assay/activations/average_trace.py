@@ -246,7 +246,7 @@ def average_causal_trace(  # noqa: PLR0913 (a promised signature)
         kinds: ``state``, ``mlp``, ``attn``, ``state_mlp_severed``, ``state_attn_severed``.
         noise: standard deviation of the noise, in units of an embedding entry's over a list of subjects.
         noise_samples: noise samples a fact.
-        window: blocks restored together, for ``mlp`` and ``attn``; all of a model that has fewer.
+        window: blocks restored together, for ``mlp`` and ``attn``; no more than there are, by default.
         seed: of the noise and of the untrained twin.
         max_facts: how many facts, spread over the list; all by default.
         baseline_facts: facts also traced in an untrained twin; 0 for none.
@@ -272,7 +272,7 @@ def average_causal_trace(  # noqa: PLR0913 (a promised signature)
         kinds=tuple(kinds),
         noise=noise,
         noise_samples=noise_samples,
-        window=min(window, model.n_layers),
+        window=min(window, model.n_layers) if window == 10 else window,
         baseline_facts=baseline_facts,
         seed=seed,
     )

@@ -327,7 +327,7 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         noise: standard deviation of the noise in units of ``sigma``.
         noise_samples: number of noise samples.
         kinds: ``state``, ``mlp``, ``attn``, ``state_mlp_severed``, ``state_attn_severed``.
-        window: blocks restored together, for ``mlp`` and ``attn``; all of a model that has fewer.
+        window: blocks restored together, for ``mlp`` and ``attn``.
         seed: of the noise and of the untrained twin.
         sigma: standard deviation of an embedding entry; estimated over a list of subjects by default.
         foil: what the logit difference is taken against; the corrupted runs' most probable other token by
@@ -363,7 +363,7 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         sigma=sigma,
         noise_samples=noise_samples,
         kinds=tuple(kinds),
-        window=min(window, model.n_layers),
+        window=min(window, model.n_layers) if window == 10 else window,  # noqa: PLR2004 (the default, on shallow models)
         baseline_samples=baseline_samples,
         seed=seed,
         max_rows=max_rows,

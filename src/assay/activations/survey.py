@@ -171,7 +171,7 @@ def survey(
         top_k: how many tokens of each lens cell, and neurons of each layer and position, are named.
         noise_samples: number of corrupted runs: samples of noise, or at most so many of the passage's other names.
         kinds: what the trace restores: ``state``, ``mlp``, ``attn``, ``state_mlp_severed``, ``state_attn_severed``.
-        window: how many blocks' MLPs or attentions the trace restores together; all of a model that has fewer.
+        window: how many blocks' MLPs or attentions the trace restores together.
         seed: of everything drawn.
         **run: where to keep the run, progress, executor (:class:`assay.runs.perform.RunOptions`).
 
@@ -199,7 +199,7 @@ def survey(
         top_k=top_k,
         noise_samples=noise_samples,
         kinds=tuple(kinds),
-        window=min(window, model.n_layers),
+        window=min(window, model.n_layers) if window == 10 else window,  # the default, on shallow models
         seed=seed,
     )
     return perform(measurement, model, **run)
