@@ -165,7 +165,7 @@ def test_single_numbers_are_said_with_their_interval(assay: Assay, folder: Path,
     assert re.search(r"^p_clean +0?\.?\d", outcome.out, re.MULTILINE)
     assert re.search(r"^total_effect +\S+  \[\S+, \S+\]$", outcome.out, re.MULTILINE)
     assert "total_effect_low" not in outcome.out
-    assert re.search(rf"^subject +'{SUBJECT}'$", outcome.out, re.MULTILINE)
+    assert re.search(rf"^subject +{SUBJECT}$", outcome.out, re.MULTILINE)
 
 
 def test_a_dry_run_tells_units_time_and_memory_and_leaves_nothing(

@@ -106,13 +106,13 @@ def test_a_record_says_what_moved(tiny_llama: Model, text: Path) -> None:
 
 def test_a_step_of_a_large_module_is_tested(tiny_llama: Model, text: Path) -> None:
     accepted = {
-        step_size: measured(tiny_llama, text, None, mask="mlp.1", draws=8, step_size=step_size).dataset[
-            "acceptance"
-        ]
+        step_size: measured(
+            tiny_llama, text, None, mask="mlp.1", chains=8, draws=8, step_size=step_size
+        ).dataset["acceptance"]
         for step_size in (1e-5, 0.3)
     }
     assert float(accepted[1e-5].min()) > 0.9
-    assert float(accepted[0.3].max()) < 0.5
+    assert float(accepted[0.3].mean()) < 0.7  # a step down from where others led is taken
 
 
 @pytest.mark.slow

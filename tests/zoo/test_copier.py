@@ -138,6 +138,6 @@ def test_sizes_can_be_chosen() -> None:
         generator=torch.Generator().manual_seed(0), vocabulary=20, context=30, idle_heads=0, gain=3.0
     )
     given = zoo.swapped(model.config, 4, generator=torch.Generator().manual_seed(0), length=20)
-    logits = model(torch.tensor(given.clean)).logits[:, -1]
+    logits = model(torch.tensor(given.clean)).logits[:, -1].detach()
     assert logits.argmax(-1).tolist() == given.answers
     assert float(logits.max()) == pytest.approx(3.0, rel=1e-3)
