@@ -363,7 +363,7 @@ def causal_trace(  # noqa: PLR0913 (a promised signature)
         sigma=sigma,
         noise_samples=noise_samples,
         kinds=tuple(kinds),
-        window=min(window, model.n_layers) if window == 10 else window,  # noqa: PLR2004 (the default, on shallow models)
+        window=min(window, model.n_layers) if window == 10 else window,  # the default, on shallow models
         baseline_samples=baseline_samples,
         seed=seed,
         max_rows=max_rows,

@@ -21,7 +21,7 @@ def judge(dataset: xr.Dataset) -> list[Check]:
     rows = [
         (
             ("L401", "parts in whose weights the anchor is no minimum"), ~sound,
-            "straight downhill lies lower loss; there is no estimate of these",
+            "a descent finds lower loss; there is no estimate of these",
             "Train to the end, or take a loss to the anchor, such as kl_to_anchor.",
         ),
         (

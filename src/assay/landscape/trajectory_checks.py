@@ -21,7 +21,7 @@ def judge(dataset: xr.Dataset) -> list[Check]:
 
 def _minima(dataset: xr.Dataset) -> Check:
     share = float((~dataset["at_minimum"]).mean())
-    message = f"{share:.0%} of the checkpoints are no minimum: straight downhill lies lower loss."
+    message = f"{share:.0%} of the checkpoints are no minimum: a descent finds lower loss."
     remedy = (
         "Do not read the LLC there as a learning coefficient. To ask how degenerate the function is that the network "
         "computes, take a loss to the anchor, such as squared_distance_to_anchor."

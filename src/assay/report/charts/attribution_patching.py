@@ -9,12 +9,15 @@ import xarray as xr
 
 from assay.errors import BadInput
 from assay.report.charts.agreement import agreement, agreement_figure, agreement_findings
+from assay.report.charts.effects import FADED
 from assay.report.charts.grid import Grid, Orientation
 from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
 from assay.report.theme import finished
 
 _TABLE = "attribution_patching"
+NOTHING = 1e-4
+"""Share of the total effect below which a site is said to have none."""
 _FADED = 0.3
 _METHODS = {
     "atp": "AtP",
@@ -128,7 +131,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
         caption=(
             f"Effect on the {dataset.attrs['metric'].replace('_', ' ')} at the last position of patching each node, to "
             f"first order, mean over pairs ({dataset.attrs['pairs']}). Cells show the strongest head or neuron. Tokens "
-            "in bold differ between the prompts; faded cells are those whose 95% interval over pairs includes zero."
+            f"in bold differ between the prompts{FADED if dataset.attrs['pairs'] > 1 else ''}."
         ),
         draw=lambda site, **options: panel(dataset, cells, site=site, **options),
         frame=cells,
@@ -147,13 +150,27 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     for site in _sites(dataset):
         own: Any = cells[cells["site"] == site]
         row = own.loc[own["attribution"].abs().idxmax()]
+        total = float(dataset["total_effect"])
+        if abs(row["attribution"]) < NOTHING * abs(total):
+            found.append(Finding(f"No node of {site} has an effect to first order."))
+            continue
         part = f", {_part(site)} {row['index']}" if row["index"] >= 0 else ""
         text = (
             f"Of {site}, “{row['token']}” (token {row['position']}, block {row['block']}{part}) ranks first: "
-            f"{row['attribution']:+.3f} of {float(dataset['total_effect']):+.3f} in all."
+            f"{row['attribution']:+.3f} of {total:+.3f} in all{_exactly(dataset, site, row)}."
         )
         found.append(Finding(text, position=int(row["position"]), block=int(row["block"])))
     return [*found, *agreement_findings(dataset, nodes_frame(dataset))] if "node_effect" in dataset else found
+
+
+def _exactly(dataset: xr.Dataset, site: str, row: Any) -> str:
+    """Say the exact effect of a node, where it was patched."""
+    if "node_effect" not in dataset:
+        return ""
+    layer = row["block"] + (site == "resid_pre")
+    place = {"site": site, "layer": layer, "position": row["position"], "index": row["index"]}
+    same = np.all([dataset[f"node_{name}"].values == value for name, value in place.items()], axis=0)
+    return f" ({float(dataset['node_effect'].values[same][0]):+.3f} exactly)" if same.any() else ""
 
 
 def frame(dataset: xr.Dataset) -> pd.DataFrame:

@@ -16,6 +16,8 @@ TITLES = {
     "top1_agreement": "top-1 agreement",
     "logit_difference": "change of the logit difference",
 }
+FADED = "; faded cells are those whose 95% interval over pairs includes zero"
+"""Of a caption, where there are several pairs."""
 VARIANTS = {name.replace("_", " "): {"metric": name} for name in TITLES}
 """Of a report's figure: one a metric."""
 

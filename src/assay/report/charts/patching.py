@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from assay.errors import BadInput
+from assay.report.charts.effects import FADED
 from assay.report.charts.grid import Grid, Orientation
 from assay.report.figure import Bar, Figure, Finding, Readout
 from assay.report.text import visible
@@ -71,7 +72,8 @@ def panel(
     picture = grid.picture(
         heat,
         title=f"Patching {dataset.attrs['site']}" + (f": strongest {part}" if "head" in cells else ""),
-        subtitle=f"{_VERBS[dataset.attrs['direction']]}; bold: tokens differ; faded: interval includes zero",
+        subtitle=f"{_VERBS[dataset.attrs['direction']]}; bold: tokens differ"
+        + ("; faded: interval includes zero" if dataset.attrs["pairs"] > 1 else ""),
     )
     if "head" not in cells:
         return picture
@@ -139,8 +141,7 @@ def figures(dataset: xr.Dataset) -> list[Figure]:
             caption=(
                 "Change of each metric at the last position when one place takes "
                 f"{_VERBS[dataset.attrs['direction']]}, mean over pairs ({dataset.attrs['pairs']}). Tokens in "
-                "bold differ between the prompts; faded cells are those whose 95% interval over pairs includes "
-                f"zero.{untold}"
+                f"bold differ between the prompts{FADED if dataset.attrs['pairs'] > 1 else ''}.{untold}"
             ),
             draw=lambda metric, **options: panel(dataset, cells, metric=metric, **options),
             frame=cells,
@@ -185,12 +186,18 @@ def findings(dataset: xr.Dataset) -> list[Finding]:
     found: list[Finding] = []
     for metric in dataset["metric"].values:
         own: Any = cells[cells["metric"] == metric]
+        if str(dataset.attrs["site"]).startswith(
+            "resid"
+        ):  # after the last block the last token is the answer itself
+            told = own[(own["block"] < own["block"].max()) | (own["position"] < own["position"].max())]
+            own = told if len(told) else own
         row = own.loc[own["effect"].abs().idxmax()]
+        named = str(metric).replace("_", " ").replace("kl", "KL")
         head = f", {_part(dataset)} {row['head']}" if "head" in own else ""
         spread = f" ± {row['effect_stderr']:.3f}" if np.isfinite(row["effect_stderr"]) else ""
         share = f", {row['normalised_effect']:.0%} of the way to the other run"
         text = (
-            f"Patching {dataset.attrs['site']} moves the {str(metric).replace('_', ' ')} most at “{row['token']}” "
+            f"Patching {dataset.attrs['site']} moves the {named} most at “{row['token']}” "
             f"(token {row['position']}, block {row['block']}{head}): {row['effect']:+.3f}{spread}"
             f"{share if np.isfinite(row['normalised_effect']) else ''}"
         )
