@@ -119,9 +119,11 @@ def test_examples_that_stand_for_all_have_a_minimum_of_their_own_that_counts_for
     assert (0 <= gain < 0.1) if verdict == "pass" else (50 < gain < 110)
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_minimum_passes_and_a_gap_does_not(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
-    if large:
+@pytest.mark.parametrize("size", ["small", "large", "without room"])
+def test_a_minimum_passes_and_a_gap_does_not(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    if size == "without room":
+        monkeypatch.setattr(minimum, "LEAN", 1)
+    if size != "small":
         monkeypatch.setattr("assay.landscape.gradients.LARGE", 1)
         monkeypatch.setattr("assay.landscape.gradients.is_stack", lambda _: False)
         monkeypatch.setattr(minimum, "WORK", 0)

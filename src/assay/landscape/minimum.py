@@ -30,6 +30,10 @@ WORK = 1e8
 """Parameters times examples up to which a look is cheap."""
 TRIES = 12
 """Places at which the minimum along a line is looked for."""
+LEAN = 2**25
+"""Sampled parameters from which each line goes straight downhill, since there is no room for a third vector."""
+PIECE = 2**20
+"""Coordinates whose distance is taken at a time."""
 ENOUGH = 1e-3
 """A step that gains less, in units of the estimate, is the last."""
 
@@ -122,7 +126,7 @@ def _surely(gains: Tensor) -> Tensor:
 
 
 class _Descent:
-    """A descent from each of some anchors into its localized potential, which holds three vectors for each.
+    """A descent from each of some anchors into its localized potential, which holds three vectors for each, or two.
 
     Args:
         model: the module, the loss that is sampled, and the data.
@@ -135,7 +139,8 @@ class _Descent:
         self._model, self._anchors, self._n_beta, self._gamma = model, anchors, n_beta, localization
         self._gradient = gradient_of(model)
         self.place = model.anchor()[None] if anchors is None else anchors.clone()
-        self._slope, self._along = torch.zeros_like(self.place), torch.zeros_like(self.place)
+        self._slope = torch.zeros_like(self.place)
+        self._along = self._slope if model.d >= LEAN else torch.zeros_like(self.place)
         self._level = n_beta * losses(model, self.place)
         # the slope with which the last line began, and what the next is hoped to gain
         self._begun, self._hoped = torch.zeros_like(self._level), torch.ones_like(self._level)
@@ -143,15 +148,23 @@ class _Descent:
     def step(self) -> Tensor:
         """Go to the minimum along one more line; tell what the potential lost, (anchor,), float64."""
         self._look()
-        squared, ended = _dots(self._slope, self._slope), _dots(self._along, self._slope)
-        kept = (squared / (ended - self._begun)).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
-        kept = torch.where(kept * ended > 0.8 * squared, 0.0, kept)  # else it would hardly lead down
-        self._along.mul_(kept.to(self._along)[:, None]).sub_(self._slope)
-        self._begun, before = kept * ended - squared, self._level
+        before, self._begun = self._level, self._turn()
         self._level = self._line()
         lost = before - self._level
         self._hoped = (2 * lost).clamp_min(ENOUGH)
         return lost
+
+    def _turn(self) -> Tensor:
+        """Turn to where the next line leads; give the slope along it, (anchor,)."""
+        squared = _dots(self._slope, self._slope)
+        if self._along is self._slope:
+            self._along.neg_()
+            return -squared
+        ended = _dots(self._along, self._slope)
+        kept = (squared / (ended - self._begun)).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+        kept = torch.where(kept * ended > 0.8 * squared, 0.0, kept)  # else it would hardly lead down
+        self._along.mul_(kept.to(self._along)[:, None]).sub_(self._slope)
+        return kept * ended - squared
 
     def _line(self) -> Tensor:
         """Go to the minimum along the line; give the potential there, (anchor,)."""
@@ -183,7 +196,11 @@ class _Descent:
 
     def _potential(self) -> Tensor:
         """Give U, (anchor,), float64."""
-        held = sum((here - anchor).flatten(1).double().square().sum(1) for here, _, anchor in self._parts())
+        held = torch.zeros_like(self._level)
+        for here, _, anchor in self._parts():
+            pieces = zip(here.flatten(1).split(PIECE, 1), anchor.flatten(1).split(PIECE, 1), strict=True)
+            for away in (one - other for one, other in pieces):  # a whole embedding would need room of its own
+                held += _dots(away, away)
         return self._n_beta * losses(self._model, self.place) + self._gamma / 2 * held
 
     def _look(self) -> None:
