@@ -199,8 +199,8 @@ class _Descent:
         held = torch.zeros_like(self._level)
         for here, _, anchor in self._parts():
             pieces = zip(here.flatten(1).split(PIECE, 1), anchor.flatten(1).split(PIECE, 1), strict=True)
-            for away in (one - other for one, other in pieces):  # a whole embedding would need room of its own
-                held += _dots(away, away)
+            for one, other in pieces:  # the way of a whole embedding would need room of its own
+                held += _dots(one - other, one - other)
         return self._n_beta * losses(self._model, self.place) + self._gamma / 2 * held
 
     def _look(self) -> None:
