@@ -200,7 +200,8 @@ class _Descent:
         for here, _, anchor in self._parts():
             pieces = zip(here.flatten(1).split(PIECE, 1), anchor.flatten(1).split(PIECE, 1), strict=True)
             for one, other in pieces:  # the way of a whole embedding would need room of its own
-                held += _dots(one - other, one - other)
+                away = one - other
+                held += _dots(away, away)
         return self._n_beta * losses(self._model, self.place) + self._gamma / 2 * held
 
     def _look(self) -> None:
