@@ -77,10 +77,13 @@ def known_truths() -> Picture:
 def refined_learning_coefficients() -> Picture:
     """Heads and MLPs of the induction transformer, by how far its outputs move."""
     model = assay.load("zoo:induction")
-    ids = induction.examples(1000, generator=torch.Generator().manual_seed(1))[:, :15]
+    ids = induction.examples(300, generator=torch.Generator().manual_seed(1))[:, :15]
     heads = [f"head.{layer}.{head}" for layer in range(2) for head in range(4)]
     parts = [*heads, "mlp.0", "mlp.1"]
-    return assay.refined_learning_coefficients(model, "kl_to_anchor", ids, parts, batch_size=64).chart()
+    result = assay.refined_learning_coefficients(
+        model, "kl_to_anchor", ids, parts, draws=400, burn_in=200, batch_size=32
+    )
+    return result.chart()
 
 
 def trajectory() -> Picture:
