@@ -11,7 +11,7 @@ from torch import Tensor
 
 import assay
 from assay.landscape.experiments import experiment
-from assay.zoo import deep_linear, gibbs, induction
+from assay.zoo import deep_linear, gibbs
 
 N = 500
 Picture = alt.TopLevelMixin
@@ -75,14 +75,13 @@ def known_truths() -> Picture:
 
 
 def refined_learning_coefficients() -> Picture:
-    """Heads and MLPs of the induction transformer, by how far its outputs move."""
-    model = assay.load("zoo:induction")
-    ids = induction.examples(300, generator=torch.Generator().manual_seed(1))[:, :15]
-    heads = [f"head.{layer}.{head}" for layer in range(2) for head in range(4)]
-    parts = [*heads, "mlp.0", "mlp.1"]
-    result = assay.refined_learning_coefficients(
-        model, "kl_to_anchor", ids, parts, draws=400, burn_in=200, batch_size=32
-    )
+    """The layers of a linear network of widths 12, 16, 10, 8, beside as many weights at random."""
+    anchor, data = linear((12, 16, 10, 8), 4, torch.Generator().manual_seed(0))
+    module = deep_linear.as_module(anchor)
+    layers = {f"layer {number}": f"{number}.*" for number in range(3)}
+    halves = {"first rows of layer 0": {"0.weight": (torch.arange(16) < 8)[:, None].expand(16, 12)}}
+    parts = {**layers, **halves}
+    result = assay.refined_learning_coefficients(module, "squared_error", data, parts, draws=4000)
     return result.chart()
 
 

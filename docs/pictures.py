@@ -55,7 +55,7 @@ OF_KNOWN: dict[str, Callable[[], Picture]] = {
     "landscape/trajectory_modular_addition": landscape.trajectory_modular_addition,
     "measurements/calibrate": landscape.calibrate,
     "measurements/learning_coefficient": landscape.learning_coefficient,
-    "measurements/refined_learning_coefficients": landscape.refined_learning_coefficients,  # five minutes on one core
+    "measurements/refined_learning_coefficients": landscape.refined_learning_coefficients,
     "measurements/trajectory": landscape.trajectory,
 }
 """Pictures of reference material."""

@@ -17,6 +17,7 @@ from assay.landscape.refined_learning_coefficients import (
 )
 from assay.runs.measurement import from_settings, settings
 from assay.runs.result import Result
+from assay.zoo import deep_linear
 
 N_BETA, GAMMA = 300.0, 2.0
 
@@ -68,6 +69,27 @@ def test_parts_of_a_quadratic_are_what_their_curvature_says(found: Result) -> No
     assert dataset["parameters"].values.tolist() == [3, 5]
     assert bool(dataset["at_minimum"].all())
     assert {check.verdict for check in found.checks} == {"pass"}
+
+
+def test_layers_of_a_linear_network_are_what_their_curvature_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = deep_linear.at_minimal_rank(
+        deep_linear.teacher((6, 8, 5), 2, generator=generator), (6, 8, 5)
+    )
+    data = deep_linear.examples(second @ first, 300, generator=generator)
+    module = deep_linear.as_module((first, second))
+    dataset = refined_learning_coefficients(
+        module, "squared_error", data, n_beta=N_BETA, draws=3000, burn_in=500, baseline=False
+    ).dataset
+    covariance = data[0].T @ data[0] / len(data[0])
+    curvatures = [(second.T @ second, covariance), (torch.eye(5), first @ covariance @ first.T)]
+    for name, (left, right) in zip(("0.*", "1.*"), curvatures, strict=True):
+        stiff = (
+            2 * N_BETA * torch.outer(torch.linalg.eigvalsh(left), torch.linalg.eigvalsh(right)).clamp_min(0)
+        )
+        one = dataset.sel(part=name)
+        assert abs(float(one["llc"]) - float((stiff / (stiff + 1)).sum() / 2)) < 4 * float(one["llc_stderr"])
+        assert float(one["llc_stderr"]) < 0.05 * float(one["llc"])
 
 
 def test_random_parts_of_the_same_size_stand_beside(found: Result) -> None:

@@ -9,7 +9,7 @@ from assay.report.figure import Figure, Finding
 from assay.report.theme import finished
 
 _TABLE = "refined_learning_coefficients"
-_ROW = 18
+_ROW = 26
 _PANELS = {"value": "refined learning coefficient", "share": "share of the part's weights / 2"}
 _KINDS = alt.Scale(domain=["part", "random weights"], range=["#4c78a8", "#d1762b"])
 
