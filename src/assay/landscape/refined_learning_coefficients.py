@@ -10,8 +10,8 @@ the number of the part's weights, and the coefficients of parts do not add up to
 All parts are one batched run: a row of the flat buffer for each chain of each part, with the part's own mask and step
 size. Chain c sees the same noise and the same batches whatever part it moves, so that differences between parts are not
 luck. Beside each part stand as many weights at random, drawn from the whole module. Of a module of a million parameters
-or more, or one that `torch.func` does not serve, parts go one after the other, each as `assay.learning_coefficient` with
-its mask walks it, and there is no random part beside them.
+or more, or one that `torch.func` does not serve, parts go one after the other, as `assay.learning_coefficient` with a
+mask walks each, and there is no random part beside them.
 
 Cost: parts x chains x (burn_in + draws) gradients of one batch, twice that with the random parts.
 """
