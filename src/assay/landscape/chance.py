@@ -34,6 +34,9 @@ class Streams:
     Args:
         seeds: one for each chain; equal seeds see equal numbers.
         like: where and in which precision noise is wanted; its last axis is d.
+
+    Attributes:
+        segment: coordinates whose noise is one stream; `fill` takes one segment at a time.
     """
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
@@ -47,15 +50,9 @@ class Streams:
         first_segment, self._batches, self._coins = (
             [_generator(int(word), like) for word in column] for column in words.T
         )
-        later = range(1, -(-like.shape[-1] // self.segment))
+        others = range(1, -(-like.shape[-1] // self.segment))
         self._noise = [
-            [
-                generator,
-                *(
-                    _generator(int(SeedSequence((seed, part)).generate_state(1, np.uint64)[0]), like)
-                    for part in later
-                ),
-            ]
+            [generator, *(_generator(_word(seed, segment), like) for segment in others)]
             for seed, generator in zip(seeds, first_segment, strict=True)
         ]
         self._steps = max(1, BLOCK // like.shape[-1])
@@ -108,6 +105,10 @@ class Streams:
             generator = self._coins[chain]
             row.normal_(generator=generator) if normal else row.uniform_(generator=generator)
         return self._for_all(drawn)
+
+
+def _word(*key: int) -> int:
+    return int(SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def _generator(word: int, like: Tensor) -> torch.Generator:
