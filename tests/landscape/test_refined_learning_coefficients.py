@@ -72,24 +72,42 @@ def test_parts_of_a_quadratic_are_what_their_curvature_says(found: Result) -> No
 
 
 def test_layers_of_a_linear_network_are_what_their_curvature_says() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = deep_linear.at_minimal_rank(
-        deep_linear.teacher((6, 8, 5), 2, generator=generator), (6, 8, 5)
+    """The network of the docs page, whose exact values stand there."""
+    generator, widths = torch.Generator().manual_seed(0), (12, 16, 10, 8)
+    target = deep_linear.teacher(widths, 4, generator=generator)
+    first, second, third = weights = deep_linear.at_minimal_rank(target, widths)
+    data = deep_linear.examples(target, 500, generator=generator)
+    result = refined_learning_coefficients(
+        deep_linear.as_module(weights), "squared_error", data, draws=2000, baseline=False
     )
-    data = deep_linear.examples(second @ first, 300, generator=generator)
-    module = deep_linear.as_module((first, second))
-    dataset = refined_learning_coefficients(
-        module, "squared_error", data, n_beta=N_BETA, draws=3000, burn_in=500, baseline=False
-    ).dataset
-    covariance = data[0].T @ data[0] / len(data[0])
-    curvatures = [(second.T @ second, covariance), (torch.eye(5), first @ covariance @ first.T)]
-    for name, (left, right) in zip(("0.*", "1.*"), curvatures, strict=True):
-        stiff = (
-            2 * N_BETA * torch.outer(torch.linalg.eigvalsh(left), torch.linalg.eigvalsh(right)).clamp_min(0)
-        )
-        one = dataset.sel(part=name)
-        assert abs(float(one["llc"]) - float((stiff / (stiff + 1)).sum() / 2)) < 4 * float(one["llc_stderr"])
+    covariance, after = data[0].T @ data[0] / len(data[0]), third @ second
+    before = second @ first
+    curvatures = [
+        (after.T @ after, covariance),
+        (third.T @ third, first @ covariance @ first.T),
+        (torch.eye(8), before @ covariance @ before.T),
+    ]
+    exact: list[float] = []
+    for name, (left, right) in zip(("0.*", "1.*", "2.*"), curvatures, strict=True):
+        each = torch.outer(torch.linalg.eigvalsh(left.double()), torch.linalg.eigvalsh(right.double()))
+        stiff = 2 * float(result.dataset["n_beta"]) * each.clamp_min(0)
+        exact.append(float((stiff / (stiff + 1)).sum() / 2))
+        one = result.dataset.sel(part=name)
+        assert abs(float(one["llc"]) - exact[-1]) < 4 * float(one["llc_stderr"])
         assert float(one["llc_stderr"]) < 0.05 * float(one["llc"])
+    assert exact == pytest.approx([23.9, 8.0, 15.9], abs=0.05)
+
+
+def test_another_sampler_finds_the_same() -> None:
+    module, data = material()
+    dataset = refined_learning_coefficients(
+        module, squared_error, data, ["second.weight"], sampler="baoab", sampler_settings={"friction": 3.0},
+        n_beta=N_BETA, localization=GAMMA, draws=3000, burn_in=500, baseline=False, source="two lines",
+    ).dataset  # fmt: skip
+    one = dataset.sel(part="second.weight")
+    assert abs(float(one["llc"]) - exact(data[0], slice(3, 8))) < 4 * float(one["llc_stderr"])
+    assert float(one["llc_stderr"]) < 0.1 * float(one["llc"])
+    assert dataset.attrs["model"] == "two lines"
 
 
 def test_random_parts_of_the_same_size_stand_beside(found: Result) -> None:
@@ -172,6 +190,10 @@ def test_settings_are_kept(found: Result) -> None:
         ({"parts": ["third.weight"]}, "is no parameter's name"),
         ({"parts": ["first.*", "first.*"]}, "twice"),
         ({"parts": {"mine": {"first.weight": torch.ones(2, dtype=torch.bool)}}}, "expected a tensor of bool"),
+        (
+            {"parts": {"mine": {"frist.weight": torch.ones(1, 3, dtype=torch.bool)}}},
+            "names .'frist.weight'., which",
+        ),
         ({"chains": 1}, "at least 2"),
         ({"parts_at_once": 0}, "at least 1"),
         ({"n_beta": 0.0}, "above 0"),

@@ -104,6 +104,12 @@ def _drift(dataset: xr.Dataset) -> Check:
     return graded("L205", "still drifting", share if significant else 0.0, (DRIFT, 0.1), message, remedy)
 
 
+def drifting(dataset: xr.Dataset) -> xr.DataArray:
+    """Tell for which of several estimates the halves of the draws differ beyond chance, and by more than `DRIFT`."""
+    drift, size = abs(dataset["drift"]), abs(dataset["llc"]).clip(1e-12)
+    return (drift > seldom(dataset.sizes["chain"]) * dataset["drift_stderr"]) & (drift > DRIFT * size)
+
+
 def seldom(chains: int) -> float:
     """Give so many standard errors over chains as chance exceeds as seldom as three of a normal."""
     return float(stats.t.ppf(stats.norm.cdf(3), chains - 1))

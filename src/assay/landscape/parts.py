@@ -103,10 +103,15 @@ def parts_of(
         parts = dict(zip(parts, parts, strict=True))
     masks: dict[str, Mask] = {}
     for name, given in parts.items():
-        mask = dict(named_mask(module, given) if isinstance(given, str) else given)
-        mask = {own: part for own, part in mask.items() if own in whole.parameters}
-        if not mask:
-            raise BadInput(f"part {name!r} has no parameter that requires grad.")
+        mask = (
+            dict(given)
+            if not isinstance(given, str)
+            else {own: part for own, part in named_mask(module, given).items() if own in whole.parameters}
+        )
+        unknown = sorted(set(mask) - set(whole.parameters))
+        if unknown or not mask:
+            called = f"names {unknown}, which cannot move" if mask else "has no parameter that requires grad"
+            raise BadInput(f"part {name!r} {called}: {', '.join(whole.parameters)} can.")
         flattened(mask, {own: whole.parameters[own] for own in mask})
         masks[name] = mask
     return Parts(whole, masks)

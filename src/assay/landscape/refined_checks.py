@@ -4,10 +4,9 @@ import numpy as np
 import xarray as xr
 
 from assay.estimates.checks import Check, graded
-from assay.landscape.learning_coefficient_checks import DRIFT, UNEXPLORED, WIDE, seldom
+from assay.landscape.learning_coefficient_checks import DRIFT, UNEXPLORED, WIDE, drifting
+from assay.landscape.trajectory_checks import AGREEING, BIAS
 
-AGREEING, BIAS = 1.1, 0.1
-"""Split R-hat, and the share of an estimate that the step size may add, up to which a part counts as sound."""
 SOME = (0.0, 0.5)
 """Shares of the parts beyond which a check warns, and fails."""
 
@@ -15,8 +14,7 @@ SOME = (0.0, 0.5)
 def judge(dataset: xr.Dataset) -> list[Check]:
     """Give every verdict; see ``docs/checks.md`` for what each rests on."""
     size, half = np.maximum(abs(dataset["llc"]), 1e-12), (dataset["llc_high"] - dataset["llc_low"]) / 2
-    drift, sound = abs(dataset["drift"]), dataset["at_minimum"]
-    drifting = (drift > seldom(dataset.sizes["chain"]) * dataset["drift_stderr"]) & (drift > DRIFT * size)
+    sound = dataset["at_minimum"]
     longer = "Take more burn-in and more draws."
     rows = [
         (
@@ -30,7 +28,7 @@ def judge(dataset: xr.Dataset) -> list[Check]:
         ),
         (("L403", "chains disagree in parts"), dataset["r_hat"] > AGREEING, f"split R-hat is above {AGREEING}", longer),
         (
-            ("L404", "chains drift in parts"), drifting,
+            ("L404", "chains drift in parts"), drifting(dataset),
             f"the halves of the draws differ beyond chance, and by more than {DRIFT:.0%}", longer,
         ),
         (

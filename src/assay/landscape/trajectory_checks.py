@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from assay.estimates.checks import Check, graded
-from assay.landscape.learning_coefficient_checks import DRIFT, UNEXPLORED, WIDE, seldom
+from assay.landscape.learning_coefficient_checks import DRIFT, UNEXPLORED, WIDE, drifting
 
 AGREEING, BIAS = 1.1, 0.1
 """Split R-hat, and the share of an estimate that the step size may add, up to which a checkpoint counts as sound."""
@@ -41,9 +41,7 @@ def _diverged(dataset: xr.Dataset) -> Check:
 
 def _shares(dataset: xr.Dataset) -> list[Check]:
     """Judge at how many checkpoints a diagnostic is beyond what is allowed of it."""
-    size = np.maximum(abs(dataset["llc"]), 1e-12)
-    drift, half = abs(dataset["drift"]), (dataset["llc_high"] - dataset["llc_low"]) / 2
-    drifting = (drift > seldom(dataset.sizes["chain"]) * dataset["drift_stderr"]) & (drift > DRIFT * size)
+    size, half = np.maximum(abs(dataset["llc"]), 1e-12), (dataset["llc_high"] - dataset["llc_low"]) / 2
     longer = "The chains are not yet in one place there: more burn-in and more draws."
     rows = [
         (
@@ -57,7 +55,7 @@ def _shares(dataset: xr.Dataset) -> list[Check]:
             "Take a smaller step size, and as many times more steps, or a larger batch.",
         ),
         (
-            ("L306", "chains still drift at checkpoints"), drifting, SOME,
+            ("L306", "chains still drift at checkpoints"), drifting(dataset), SOME,
             f"the halves of the draws differ beyond chance, and by more than {DRIFT:.0%}", longer,
         ),
         (
